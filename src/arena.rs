@@ -1,0 +1,64 @@
+//! The arena: one reservation of address space, committed upward in steps.
+
+use crate::sys;
+use core::ptr::NonNull;
+
+/// The least and the most that is committed at a time.
+const LEAST_STEP: usize = 1 << 20;
+const MOST_STEP: usize = 64 << 20;
+/// Of what is committed already, the part that is committed next.
+const STEP_SHARE: usize = 8;
+
+/// A reserved range of addresses, of which a part from the start on is committed.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the arena is a range of addresses that it owns; it hands out no references.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Reserves exactly `bytes`, a multiple of the OS page, at a multiple of `align`.
+    pub(crate) fn reserve(bytes: usize, align: usize) -> Option<Arena> {
+        let surplus = align.saturating_sub(sys::page_size());
+        let whole = sys::reserve(bytes.checked_add(surplus)?)?;
+        let before = whole.addr().get().wrapping_neg() & (align - 1) & !(sys::page_size() - 1);
+        // SAFETY: what is cut off lies within the mapping, on either side of the arena, and was never used.
+        unsafe {
+            let start = whole.add(before);
+            sys::unmap(whole, before);
+            sys::unmap(start.add(bytes), surplus - before);
+            Some(Arena { start, bytes })
+        }
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Commits memory behind the first `committed` bytes, at least `needed` bytes more, and returns how many: a
+    /// step in proportion to the heap if the system grants it, else what is needed, else none.
+    pub(crate) fn commit(&self, committed: usize, needed: usize) -> Option<usize> {
+        let left = self.bytes - committed;
+        let needed = needed.checked_next_multiple_of(sys::page_size())?;
+        if needed > left {
+            return None;
+        }
+        let step = (committed / STEP_SHARE).clamp(LEAST_STEP, MOST_STEP).next_multiple_of(LEAST_STEP);
+        [step.max(needed).min(left), needed].into_iter().find(|&bytes| {
+            // SAFETY: the range is within the reservation, and nobody uses it before it is committed.
+            unsafe { sys::commit(self.start.add(committed), bytes) }
+        })
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the arena owns the range; its users have given it up with the arena.
+        unsafe { sys::unmap(self.start, self.bytes) };
+    }
+}

@@ -1,0 +1,93 @@
+//! Memory for the allocator's own use: thread caches and their stacks. It lies apart from user memory, and is
+//! reused but never returned.
+
+use crate::lock::Lock;
+use crate::sys;
+use core::ptr::NonNull;
+
+/// Sizes handed out: powers of two from the least to the most.
+const LEAST: usize = 32;
+const MOST: usize = 16 << 10;
+const SIZES: usize = (MOST / LEAST).ilog2() as usize + 1;
+/// The first mapping; each is as large as all before it, so that few are needed.
+const FIRST_MAPPING: usize = 256 << 10;
+
+/// Pieces never used, and pieces given back, by size.
+struct Pool {
+    unused: Option<NonNull<u8>>,
+    unused_bytes: usize,
+    mapped: usize,
+    /// Heads of lists that are linked through the first word of each piece.
+    free: [Option<NonNull<u8>>; SIZES],
+}
+
+// SAFETY: the pool owns what its pointers lead to.
+unsafe impl Send for Pool {}
+
+static POOL: Lock<Pool> = Lock::new(Pool { unused: None, unused_bytes: 0, mapped: 0, free: [None; SIZES] });
+
+fn index_of(bytes: usize) -> usize {
+    (bytes.max(LEAST).next_power_of_two() / LEAST).ilog2() as usize
+}
+
+/// `bytes` bytes of zeros, aligned to their power of two or to an OS page, whichever is less; `None` when the
+/// system has no more, or for more than 16 KiB.
+pub(crate) fn alloc(bytes: usize) -> Option<NonNull<u8>> {
+    let index = index_of(bytes);
+    let size = LEAST << index;
+    if size > MOST {
+        return None;
+    }
+    let piece = {
+        let mut pool = POOL.lock();
+        if let Some(piece) = pool.free[index] {
+            // SAFETY: a free piece holds the link to the next.
+            pool.free[index] = unsafe { piece.cast().read() };
+            piece
+        } else {
+            return pool.cut(size);
+        }
+    };
+    // SAFETY: the piece is the caller's to be, and `size` bytes long.
+    unsafe { piece.write_bytes(0, size) };
+    Some(piece)
+}
+
+/// Gives a piece back.
+///
+/// # Safety
+/// The piece was allocated by [`alloc`] with the same `bytes`, and is not used any more.
+pub(crate) unsafe fn free(piece: NonNull<u8>, bytes: usize) {
+    let index = index_of(bytes);
+    let mut pool = POOL.lock();
+    // SAFETY: the piece is the pool's again, and long enough for a link.
+    unsafe { piece.cast().write(pool.free[index]) };
+    pool.free[index] = Some(piece);
+}
+
+/// Bytes mapped for the allocator's own use, for the most part untouched.
+pub(crate) fn mapped_bytes() -> usize {
+    POOL.lock().mapped
+}
+
+impl Pool {
+    /// A piece never used, which is zero.
+    fn cut(&mut self, size: usize) -> Option<NonNull<u8>> {
+        let padding =
+            |start: NonNull<u8>| start.addr().get().wrapping_neg() & (size.min(sys::page_size()) - 1);
+        if self.unused.is_none_or(|start| padding(start) + size > self.unused_bytes) {
+            let bytes = self.mapped.max(FIRST_MAPPING);
+            self.unused = Some(sys::map_zeroed(bytes)?);
+            self.unused_bytes = bytes;
+            self.mapped += bytes;
+        }
+        let start = self.unused?;
+        let padding = padding(start);
+        // SAFETY: padding and piece lie within the unused part of the mapping.
+        unsafe {
+            self.unused = Some(start.add(padding + size));
+            self.unused_bytes -= padding + size;
+            Some(start.add(padding))
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Index of the free pages: the lowest run of `n` free pages, in O(log pages).
+//!
+//! A bitmap holds one bit a page (1: free and committed). Above it stands a tree of summaries with eight
+//! children to a node; a summary says how many free pages its range begins with, ends with, and has in its
+//! longest run. Runs therefore split and coalesce by setting bits: no list, no header at their ends. The idea is
+//! the page allocator of the Go runtime (`runtime/mpagealloc.go`).
+//!
+//! A second bitmap remembers which pages may hold something other than zeros.
+//!
+//! All storage is handed in zeroed, and zero means *not available*: a table for terabytes costs memory only for
+//! the part of the arena that has been in use.
+
+use crate::units::{PageCount, PageIndex};
+
+/// Children of a summary node.
+const FANOUT: usize = 8;
+/// Pages in a bitmap word.
+const WORD: usize = u64::BITS as usize;
+/// Levels that serve the most pages a `u32` can count.
+const MAX_LEVELS: usize = 10;
+
+/// Free pages of a range: at its start, in its longest run, and at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Summary {
+    prefix: u32,
+    longest: u32,
+    suffix: u32,
+}
+
+impl Summary {
+    /// `len` pages, all free.
+    fn all(len: usize) -> Summary {
+        Summary { prefix: len as u32, longest: len as u32, suffix: len as u32 }
+    }
+
+    fn of_word(word: u64) -> Summary {
+        match word {
+            0 => Summary::default(),
+            u64::MAX => Summary::all(WORD),
+            _ => Summary {
+                prefix: word.trailing_ones(),
+                longest: longest_ones(word),
+                suffix: word.leading_ones(),
+            },
+        }
+    }
+
+    /// The summary of neighbouring ranges of `len` pages each.
+    fn of_children(children: &[Summary], len: usize) -> Summary {
+        let mut whole = Summary { prefix: children[0].prefix, ..Summary::default() };
+        for (at, child) in children.iter().enumerate() {
+            if whole.prefix as usize == at * len {
+                whole.prefix = (at * len) as u32 + child.prefix;
+            }
+            whole.longest = whole.longest.max(child.longest).max(whole.suffix + child.prefix);
+            whole.suffix =
+                if child.suffix as usize == len { whole.suffix + child.suffix } else { child.suffix };
+        }
+        whole
+    }
+}
+
+/// Length of the longest run of ones in `word`, which has a zero.
+fn longest_ones(word: u64) -> u32 {
+    // `starts[k]`: positions at which `1 << k` ones begin.
+    let mut starts = [word; 6];
+    for k in 0..5 {
+        starts[k + 1] = starts[k] & (starts[k] >> (1 << k));
+    }
+    // Lengthen greedily, by ever smaller powers of two.
+    let (mut at, mut len) = (!0u64, 0);
+    for k in (0..6).rev() {
+        let longer = at & (starts[k] >> len);
+        if longer != 0 {
+            (at, len) = (longer, len + (1 << k));
+        }
+    }
+    len
+}
+
+/// The index. Plain data: its owner provides storage, locks it, and commits the memory of the pages it adds.
+#[derive(Debug)]
+pub struct Runs<'s> {
+    free: &'s mut [u64],
+    dirty: &'s mut [u64],
+    summaries: &'s mut [Summary],
+    /// Where each level begins in `summaries`; level 0 has a summary a word, the last level one in all.
+    levels: [usize; MAX_LEVELS],
+    level_count: usize,
+    /// Pages below are in use or free; pages from there on have never been added.
+    frontier: PageIndex,
+    free_pages: PageCount,
+    capacity: PageCount,
+}
+
+/// Nodes of each level for `capacity` pages, from level 0 up to the single root.
+fn level_sizes(capacity: PageCount) -> impl Iterator<Item = usize> {
+    let mut next = Some(capacity.get().div_ceil(WORD).max(1));
+    core::iter::from_fn(move || {
+        let nodes = next?;
+        next = (nodes > 1).then(|| nodes.div_ceil(FANOUT));
+        Some(nodes)
+    })
+}
+
+impl<'s> Runs<'s> {
+    /// Entries that the bitmaps and the summaries need for `capacity` pages.
+    pub fn storage(capacity: PageCount) -> (usize, usize) {
+        (capacity.get().div_ceil(WORD).max(1), level_sizes(capacity).sum())
+    }
+
+    /// An index of up to `capacity` pages, none of them added yet.
+    ///
+    /// The slices are zeroed and as long as [`storage`](Self::storage) says.
+    pub fn new(
+        capacity: PageCount,
+        free: &'s mut [u64],
+        dirty: &'s mut [u64],
+        summaries: &'s mut [Summary],
+    ) -> Runs<'s> {
+        let (mut levels, mut level_count, mut start) = ([0; MAX_LEVELS], 0, 0);
+        for nodes in level_sizes(capacity) {
+            levels[level_count] = start;
+            level_count += 1;
+            start += nodes;
+        }
+        debug_assert_eq!((free.len(), summaries.len()), Self::storage(capacity));
+        Runs {
+            free,
+            dirty,
+            summaries,
+            levels,
+            level_count,
+            frontier: PageIndex(0),
+            free_pages: PageCount(0),
+            capacity,
+        }
+    }
+
+    /// Pages below are in use or free; pages from there on have never been added.
+    pub fn frontier(&self) -> PageIndex {
+        self.frontier
+    }
+
+    /// Free pages below the frontier.
+    pub fn free_pages(&self) -> PageCount {
+        self.free_pages
+    }
+
+    /// Pages that can still be added.
+    pub fn unadded(&self) -> PageCount {
+        PageCount(self.capacity.0 - self.frontier.0)
+    }
+
+    /// Adds the next `count` pages, clean and free.
+    pub fn grow(&mut self, count: PageCount) {
+        debug_assert!(count <= self.unadded());
+        let start = self.frontier;
+        self.frontier = start.plus(count);
+        self.set(start, count, true);
+    }
+
+    /// The lowest run of `count` free pages, not yet claimed.
+    pub fn find(&self, count: PageCount) -> Option<PageIndex> {
+        let wanted = count.0;
+        let mut level = self.level_count - 1;
+        if self.summaries[self.levels[level]].longest < wanted {
+            return None;
+        }
+        let mut node = 0;
+        while level > 0 {
+            level -= 1;
+            let len = WORD << (3 * level);
+            let first = node * FANOUT;
+            let children = self.level(level, first);
+            // Free pages at the end of the children passed so far.
+            let mut before = 0;
+            let mut descend = None;
+            for (at, child) in children.iter().enumerate() {
+                if before + child.prefix >= wanted {
+                    return Some(PageIndex(((first + at) * len) as u32 - before));
+                }
+                if child.longest >= wanted {
+                    descend = Some(first + at);
+                    break;
+                }
+                before = if child.suffix as usize == len { before + child.suffix } else { child.suffix };
+            }
+            node = descend?;
+        }
+        let bit = lowest_ones(self.free[node], wanted)?;
+        Some(PageIndex((node * WORD) as u32 + bit))
+    }
+
+    /// Free pages above the frontier's last used page: the run that ends at the frontier.
+    pub fn free_below_frontier(&self) -> PageCount {
+        let mut pages = 0;
+        let mut end = self.frontier.get();
+        while end > 0 {
+            let word = (end - 1) / WORD;
+            let within = end - word * WORD;
+            let ones = (self.free[word] << (WORD - within)).leading_ones().min(within as u32);
+            pages += ones;
+            end -= ones as usize;
+            if end != word * WORD {
+                break;
+            }
+        }
+        PageCount(pages)
+    }
+
+    /// Takes `count` free pages from `start` on.
+    pub fn claim(&mut self, start: PageIndex, count: PageCount) {
+        self.set(start, count, false);
+    }
+
+    /// Gives `count` pages back; they may hold anything.
+    pub fn release(&mut self, start: PageIndex, count: PageCount) {
+        for (word, mask) in words_of(start, count) {
+            self.dirty[word] |= mask;
+        }
+        self.set(start, count, true);
+    }
+
+    /// Whether `page` is free: released, or never used.
+    pub fn is_free(&self, page: PageIndex) -> bool {
+        page >= self.frontier || self.free[page.get() / WORD] >> (page.get() % WORD) & 1 == 1
+    }
+
+    /// Free pages from `start` on, counted up to `most`; pages that were never added do not count.
+    pub fn free_from(&self, start: PageIndex, most: PageCount) -> PageCount {
+        let mut pages = 0;
+        while pages < most.0 && start.0 + pages < self.frontier.0 {
+            let at = start.get() + pages as usize;
+            let ones = (self.free[at / WORD] >> (at % WORD)).trailing_ones();
+            pages += ones;
+            if ones as usize != WORD - at % WORD {
+                break;
+            }
+        }
+        PageCount(pages.min(most.0))
+    }
+
+    /// The range from the first to the last page among `count` from `start` on that may hold something other
+    /// than zeros, or `None` when all of them read as zeros.
+    pub fn dirty_within(&self, start: PageIndex, count: PageCount) -> Option<(PageIndex, PageCount)> {
+        let mut range: Option<(u32, u32)> = None;
+        for (word, mask) in words_of(start, count) {
+            let dirty = self.dirty[word] & mask;
+            if dirty != 0 {
+                let base = (word * WORD) as u32;
+                let first = range.map_or(base + dirty.trailing_zeros(), |(first, _)| first);
+                range = Some((first, base + WORD as u32 - dirty.leading_zeros()));
+            }
+        }
+        range.map(|(first, end)| (PageIndex(first), PageCount(end - first)))
+    }
+
+    /// Verifies every summary against the bitmap, and the counts; returns what is wrong.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let mut free = 0;
+        for (at, &word) in self.free.iter().enumerate() {
+            free += word.count_ones();
+            if self.summaries[at] != Summary::of_word(word) {
+                return Err("a word's summary differs from the word");
+            }
+        }
+        if free != self.free_pages.0 {
+            return Err("the count of free pages differs from the bitmap");
+        }
+        if words_of(self.frontier, self.unadded())
+            .any(|(word, mask)| (self.free[word] | self.dirty[word]) & mask != 0)
+        {
+            return Err("a page above the frontier is marked");
+        }
+        for level in 1..self.level_count {
+            for node in 0..self.level_len(level) {
+                if self.level(level, node)[0] != self.summarize(level, node) {
+                    return Err("a node's summary differs from its children");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes of `level` from `first` on, at most a node's worth of children.
+    fn level(&self, level: usize, first: usize) -> &[Summary] {
+        let start = self.levels[level] + first;
+        let end = (start + FANOUT).min(self.levels[level] + self.level_len(level));
+        &self.summaries[start..end]
+    }
+
+    fn level_len(&self, level: usize) -> usize {
+        let end = if level + 1 < self.level_count { self.levels[level + 1] } else { self.summaries.len() };
+        end - self.levels[level]
+    }
+
+    fn summarize(&self, level: usize, node: usize) -> Summary {
+        Summary::of_children(self.level(level - 1, node * FANOUT), WORD << (3 * (level - 1)))
+    }
+
+    /// Marks pages free or not, and brings the summaries above them up to date.
+    fn set(&mut self, start: PageIndex, count: PageCount, free: bool) {
+        for (word, mask) in words_of(start, count) {
+            let old = self.free[word];
+            debug_assert_eq!(old & mask, if free { 0 } else { mask }, "pages claimed or released twice");
+            self.free[word] = if free { old | mask } else { old & !mask };
+            self.summaries[word] = Summary::of_word(self.free[word]);
+        }
+        if free {
+            self.free_pages.0 += count.0;
+        } else {
+            self.free_pages.0 -= count.0;
+        }
+        let (mut first, mut last) = (start.get() / WORD, (start.get() + count.get() - 1) / WORD);
+        for level in 1..self.level_count {
+            (first, last) = (first / FANOUT, last / FANOUT);
+            let mut changed = false;
+            for node in first..=last {
+                let summary = self.summarize(level, node);
+                let held = &mut self.summaries[self.levels[level] + node];
+                changed |= *held != summary;
+                *held = summary;
+            }
+            if !changed {
+                break;
+            }
+        }
+    }
+}
+
+/// The bitmap words that `count` pages from `start` on lie in, each with the mask of those pages.
+fn words_of(start: PageIndex, count: PageCount) -> impl Iterator<Item = (usize, u64)> {
+    let (mut at, end) = (start.get(), start.get() + count.get());
+    core::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let (word, bit) = (at / WORD, at % WORD);
+        let len = (WORD - bit).min(end - at);
+        at += len;
+        Some((word, (u64::MAX >> (WORD - len)) << bit))
+    })
+}
+
+/// The lowest position at which `count` ones begin in `word`.
+fn lowest_ones(word: u64, count: u32) -> Option<u32> {
+    let (mut starts, mut len) = (word, 1);
+    while len < count {
+        let step = len.min(count - len);
+        starts &= starts >> step;
+        len += step;
+    }
+    (starts != 0).then(|| starts.trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(capacity: u32) -> Runs<'static> {
+        let capacity = PageCount(capacity);
+        let (words, nodes) = Runs::storage(capacity);
+        Runs::new(
+            capacity,
+            vec![0; words].leak(),
+            vec![0; words].leak(),
+            vec![Summary::default(); nodes].leak(),
+        )
+    }
+
+    fn longest_ones_slowly(word: u64) -> u32 {
+        (0..64).map(|at| (word >> at).trailing_ones()).max().unwrap()
+    }
+
+    #[test]
+    fn a_words_summary_matches_a_plain_count() {
+        let mut word = 0x9E37_79B9_7F4A_7C15u64;
+        for round in 0..100_000u32 {
+            word ^= word << 13;
+            word ^= word >> 7;
+            word ^= word << 17;
+            let dense = word | word.rotate_left(round % 64) | word.rotate_left(round % 7);
+            assert_eq!(Summary::of_word(dense).longest, longest_ones_slowly(dense));
+            for count in 1..=64 {
+                let slow = (0..=64 - count).find(|&at| (dense >> at).trailing_ones() >= count);
+                assert_eq!(lowest_ones(dense, count), slow);
+            }
+        }
+        assert_eq!(Summary::of_word(u64::MAX), Summary::all(64));
+        assert_eq!(Summary::of_word(0), Summary::all(0));
+    }
+
+    /// Before, action, after: a picture a page, `.` free and `#` in use.
+    #[test]
+    fn find_takes_the_lowest_run_that_fits() {
+        for (before, count, after) in [
+            ("........", 3, "###....."),
+            ("#.#..#..", 2, "#.####.."),
+            ("#.#..#..", 3, "none"),
+            ("##..##....", 4, "##..######"),
+            (".#.#.#", 1, "##.#.#"),
+        ] {
+            let mut runs = runs(before.len() as u32);
+            runs.grow(PageCount(before.len() as u32));
+            for (page, state) in before.bytes().enumerate() {
+                if state == b'#' {
+                    runs.claim(PageIndex(page as u32), PageCount(1));
+                }
+            }
+            let found = runs.find(PageCount(count));
+            if let Some(start) = found {
+                runs.claim(start, PageCount(count));
+            }
+            let picture: String = (0..before.len() as u32)
+                .map(|page| if runs.is_free(PageIndex(page)) { '.' } else { '#' })
+                .collect();
+            assert_eq!(if found.is_some() { picture.as_str() } else { "none" }, after);
+            runs.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn runs_across_word_and_node_boundaries_are_found_and_coalesce() {
+        let mut runs = runs(100_000);
+        runs.grow(PageCount(100_000));
+        runs.claim(PageIndex(0), PageCount(100_000));
+        for start in [60, 500, 4_090, 32_760, 65_530] {
+            runs.release(PageIndex(start), PageCount(3));
+            runs.release(PageIndex(start + 6), PageCount(4));
+            assert_eq!(runs.find(PageCount(5)), None);
+            runs.release(PageIndex(start + 3), PageCount(3));
+            assert_eq!(runs.find(PageCount(10)), Some(PageIndex(start)));
+            assert_eq!(runs.free_from(PageIndex(start), PageCount(100)), PageCount(10));
+            runs.claim(PageIndex(start), PageCount(10));
+            runs.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn pages_are_clean_until_they_are_released() {
+        let mut runs = runs(1_000);
+        runs.grow(PageCount(500));
+        runs.claim(PageIndex(100), PageCount(200));
+        assert_eq!(runs.dirty_within(PageIndex(0), PageCount(500)), None);
+        runs.release(PageIndex(130), PageCount(2));
+        runs.release(PageIndex(190), PageCount(10));
+        assert_eq!(runs.dirty_within(PageIndex(100), PageCount(200)), Some((PageIndex(130), PageCount(70))));
+        assert_eq!(runs.dirty_within(PageIndex(132), PageCount(58)), None);
+        runs.check().unwrap();
+    }
+
+    #[test]
+    fn only_added_pages_are_found() {
+        let mut runs = runs(200);
+        assert_eq!(runs.find(PageCount(1)), None);
+        runs.grow(PageCount(70));
+        assert_eq!(runs.find(PageCount(71)), None);
+        assert_eq!(runs.free_below_frontier(), PageCount(70));
+        runs.claim(PageIndex(10), PageCount(5));
+        assert_eq!(runs.free_below_frontier(), PageCount(55));
+        runs.grow(PageCount(130));
+        assert_eq!(runs.find(PageCount(185)), Some(PageIndex(15)));
+        assert!(runs.is_free(PageIndex(199)));
+        runs.check().unwrap();
+    }
+}
