@@ -1,5 +1,6 @@
 //! [`PageAllocator`]: the process heap behind thread caches, as a global allocator. Nothing but dispatch.
 
+use crate::fork;
 use crate::heap::Heap;
 use crate::page_table::{Census, Tag, Violation};
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
@@ -7,15 +8,34 @@ use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
-static HEAP: spin::Once<Heap<BuildGeometry>> = spin::Once::new();
+/// The process heap.
+static MADE: spin::Once<Heap<BuildGeometry>> = spin::Once::new();
+/// The same for everyone to find: null until forks are provided for.
+static HEAP: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 
 /// The process heap, made at first use; `None` while the system refuses it.
+#[inline]
 pub(crate) fn heap() -> Option<&'static Heap<BuildGeometry>> {
-    match HEAP.get() {
+    // SAFETY: null, or the heap in `MADE`, which stays there.
+    match unsafe { HEAP.load(Ordering::Acquire).as_ref() } {
         Some(heap) => Some(heap),
-        None => HEAP.try_call_once(|| Heap::for_process().ok_or(())).ok(),
+        None => make_heap(),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
+    let heap = MADE.try_call_once(|| Heap::for_process().ok_or(())).ok()?;
+    // While a thread makes the key, a child forked by another would wait for it for ever. So it is made before forks
+    // are provided for, as the heap is.
+    thread_cache::exit_key();
+    if fork::register() {
+        HEAP.store(ptr::from_ref(heap).cast_mut(), Ordering::Release);
+    }
+    Some(heap)
 }
 
 /// The allocator of a program: a page allocator over one heap for the whole process, with a cache for each thread.
@@ -55,12 +75,10 @@ impl PageAllocator {
     }
 }
 
-/// The class of a layout by table, on the fast path; [`ClassIndex::NONE`] for sizes that the table does not have.
+/// The class of a layout by table, on the fast path; `None` for sizes that the table does not have.
 #[inline(always)]
-fn class_of(layout: Layout) -> ClassIndex {
-    let granule = last_byte(layout) / GRANULE;
-    // A comparison with a constant, which `get` is not for a static table's length.
-    if granule < CLASS_OF.len() { ClassIndex(CLASS_OF[granule]) } else { ClassIndex::NONE }
+fn class_of(layout: Layout) -> Option<ClassIndex> {
+    CLASS_OF.get(last_byte(layout) / GRANULE).map(|&class| ClassIndex(class))
 }
 
 // SAFETY: blocks come from pages or runs that hold them whole, at addresses that the layout's alignment divides (see
@@ -68,8 +86,7 @@ fn class_of(layout: Layout) -> ClassIndex {
 unsafe impl GlobalAlloc for PageAllocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let class = class_of(layout);
-        if class != ClassIndex::NONE {
+        if let Some(class) = class_of(layout) {
             let block = current().pop(class);
             if !block.is_null() {
                 return block;
@@ -80,15 +97,14 @@ unsafe impl GlobalAlloc for PageAllocator {
 
     #[inline]
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        let class = class_of(layout);
-        if class == ClassIndex::NONE || !current().push(class, ptr.addr()) {
+        if !class_of(layout).is_some_and(|class| current().push(class, ptr.addr())) {
             dealloc_slow(ptr, layout);
         }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if class_of(layout) == ClassIndex::NONE {
+        if class_of(layout).is_none() {
             return alloc_zeroed_slow(layout);
         }
         // SAFETY: the caller's contract is the same.
@@ -156,7 +172,7 @@ fn dealloc_slow(ptr: *mut u8, layout: Layout) {
     let mut address = ptr.addr();
     let class = BuildGeometry.class_of(layout);
     if class == ClassIndex::NONE {
-        return heap.dealloc_run(address, layout);
+        return heap.dealloc_run(address, Some(layout));
     }
     let tag = heap.tag_for_free(address, class);
     match thread_cache::current_or_made(heap) {

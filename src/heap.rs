@@ -12,6 +12,7 @@ use crate::sys;
 use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
 use core::alloc::Layout;
 use core::fmt;
+use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
 
@@ -229,10 +230,35 @@ impl<G: Geometry> Heap<G> {
 
     /// Every tag that a Divided page of this heap can have.
     fn tags(&self) -> impl Iterator<Item = Tag> + use<G> {
+        self.tags_of(self.shards)
+    }
+
+    /// Every tag that a Divided page of the first `shards` shards can have.
+    fn tags_of(&self, shards: usize) -> impl Iterator<Item = Tag> + use<G> {
         let classes = self.geometry().class_count();
-        (0..self.shards).flat_map(move |shard| {
+        (0..shards).flat_map(move |shard| {
             (1..classes).map(move |class| Tag::new(ShardIndex(shard as u8), ClassIndex(class as u8)))
         })
+    }
+
+    /// Locks the bins of the first `shards` shards, then the runs, until [`unlock_all`](Self::unlock_all).
+    pub(crate) fn lock_all(&self, shards: usize) {
+        for tag in self.tags_of(shards) {
+            mem::forget(self.bin(tag));
+        }
+        mem::forget(self.runs());
+    }
+
+    /// Opens what [`lock_all`](Self::lock_all) locked.
+    ///
+    /// # Safety
+    /// This thread, or in a child process the one that forked, locked as many shards.
+    pub(crate) unsafe fn unlock_all(&self, shards: usize) {
+        // SAFETY: the caller's locks; no reference to what they guard was kept.
+        unsafe {
+            self.tags_of(shards).for_each(|tag| self.locked_bin(tag).unlock_leaked());
+            self.runs.unlock_leaked();
+        }
     }
 
     /// Allocates a block for `layout`; null if that cannot be served. A size of zero is served as one byte.
@@ -264,7 +290,7 @@ impl<G: Geometry> Heap<G> {
     /// `ptr` was allocated from this heap with `layout` and has not been freed since.
     pub unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         match self.geometry().class_of(layout) {
-            ClassIndex::NONE => self.dealloc_run(ptr.addr(), layout),
+            ClassIndex::NONE => self.dealloc_run(ptr.addr(), Some(layout)),
             class => self.put_all(class, slice::from_mut(&mut ptr.addr())),
         }
     }
@@ -296,7 +322,7 @@ impl<G: Geometry> Heap<G> {
     /// shorter for that if need be.
     pub(crate) fn resize_in_place(&self, address: usize, old: Layout, new: Layout) -> bool {
         match (self.geometry().class_of(old), self.geometry().class_of(new)) {
-            (ClassIndex::NONE, ClassIndex::NONE) => self.resize_run(address, old, new),
+            (ClassIndex::NONE, ClassIndex::NONE) => self.resize_run(address, Some(old), new),
             (old, new) if old == new => {
                 self.tag_for_free(address, old);
                 true
@@ -371,14 +397,10 @@ impl<G: Geometry> Heap<G> {
                 blocks.swap(at, others);
                 continue;
             };
-            // A group of blocks that lie in the same page, one after the other.
-            let origin = self.table.address_of(page);
             let mut divided = self.table.divided(&mut bin, page);
-            while at < others && blocks[at].wrapping_sub(origin) < self.geometry().page_size() {
-                if let Err(misuse) = divided.put(blocks[at]) {
-                    fault::misuse(misuse, blocks[at], Some(divided.state()));
-                }
-                at += 1;
+            match divided.put(&blocks[at..others]) {
+                Ok(put) => at += put,
+                Err((put, misuse)) => fault::misuse(misuse, blocks[at + put], Some(divided.state())),
             }
             let live = divided.live();
             divided.settle();
@@ -387,6 +409,12 @@ impl<G: Geometry> Heap<G> {
             }
         }
         others
+    }
+
+    /// The tag of the Divided page that `address` lies in, if it is in one.
+    pub(crate) fn tag_of(&self, address: usize) -> Option<Tag> {
+        let tag = self.table.tag(self.table.page_of(address)?);
+        tag.is_divided().then_some(tag)
     }
 
     /// The tag of the page of a block of `class` that is being freed. Ends the process if there is no such page.
@@ -452,13 +480,15 @@ impl<G: Geometry> Heap<G> {
         self.pointer(address)
     }
 
-    pub(crate) fn dealloc_run(&self, address: usize, layout: Layout) {
+    /// Frees the run at `address`; with `layout`, only if that is what it was allocated with.
+    pub(crate) fn dealloc_run(&self, address: usize, layout: Option<Layout>) {
         let mut runs = self.runs();
         let (head, count) = self.expect_run(&runs, address, layout);
         self.table.release_multi(&mut runs, head, count);
     }
 
-    fn resize_run(&self, address: usize, old: Layout, new: Layout) -> bool {
+    /// Makes the run at `address` long enough for `new` where it stands, and no longer.
+    pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> bool {
         let Some(new_count) = self.pages_for(new) else { return false };
         let mut runs = self.runs();
         let (head, count) = self.expect_run(&runs, address, old);
@@ -469,33 +499,34 @@ impl<G: Geometry> Heap<G> {
         self.table.resize_multi(&mut runs, head, count, new_count)
     }
 
-    /// The run at `address`, which was allocated with `layout`. Ends the process if there is none.
-    fn expect_run(&self, runs: &Runs, address: usize, layout: Layout) -> (PageIndex, PageCount) {
+    /// The run at `address`, which was allocated with `layout` if one is given. Ends the process if there is none.
+    fn expect_run(&self, runs: &Runs, address: usize, layout: Option<Layout>) -> (PageIndex, PageCount) {
         let Some(head) = self.table.page_of(address) else {
             fault::misuse(Misuse::OutsideArena, address, None)
         };
         let misuse = match self.table.multi_run(runs, head) {
             Err(misuse) => misuse,
             Ok(_) if self.table.address_of(head) != address => Misuse::NotAtStart,
-            Ok(count) if self.pages_for(layout) != Some(count) => Misuse::WrongLayout,
+            Ok(count) if layout.is_some_and(|layout| self.pages_for(layout) != Some(count)) => {
+                Misuse::WrongLayout
+            }
             Ok(count) => return (head, count),
         };
         fault::misuse(misuse, address, self.table.undivided_state(runs, head))
     }
 
+    /// Bytes that the live block or run at `address` has room for. Ends the process if there is none.
+    pub(crate) fn usable_size(&self, address: usize) -> usize {
+        if let Some(tag) = self.tag_of(address) {
+            return self.geometry().classes().block(tag.class());
+        }
+        let (_, count) = self.expect_run(&self.runs(), address, None);
+        count.bytes(self.geometry().page_shift())
+    }
+
     /// What `page` is at this moment.
     pub fn page_state(&self, page: PageIndex) -> PageState {
-        loop {
-            let tag = self.table.tag(page);
-            if tag.is_divided() {
-                let mut bin = self.bin(tag);
-                if self.table.tag(page) == tag {
-                    return self.table.divided(&mut bin, page).state();
-                }
-            } else if let Some(state) = self.table.undivided_state(&self.runs(), page) {
-                return state;
-            }
-        }
+        self.span_at(page).state
     }
 
     /// Verifies every invariant of the page table, with the whole heap locked for as long as that takes.
@@ -504,7 +535,7 @@ impl<G: Geometry> Heap<G> {
     /// The first invariant that does not hold, and the page it was seen at.
     pub fn check(&self) -> Result<Census, Violation> {
         for tag in self.tags() {
-            core::mem::forget(self.bin(tag));
+            mem::forget(self.bin(tag));
         }
         let runs = self.runs();
         let mut listed = 0;
@@ -524,6 +555,7 @@ impl<G: Geometry> Heap<G> {
             // SAFETY: as above; the lock is not used after this.
             unsafe { self.locked_bin(tag).unlock_leaked() };
         }
+        // The runs come last: who locks only some of the bins, and then the runs, finds the others open.
         drop(runs);
         let census = census?;
         match broken {
@@ -543,6 +575,13 @@ impl<G: Geometry> Heap<G> {
     /// Bytes of the arena that are committed: the system may back them with memory.
     pub fn committed_bytes(&self) -> usize {
         self.runs().frontier().get() << self.geometry().page_shift()
+    }
+
+    /// Bytes of the page table for the committed pages, and of the bins.
+    pub(crate) fn table_bytes(&self) -> usize {
+        let frontier = self.runs().frontier();
+        let bins = self.shards * self.geometry().class_count();
+        PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
     }
 
     /// Address of the arena's first byte.

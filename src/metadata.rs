@@ -3,6 +3,7 @@
 
 use crate::lock::Lock;
 use crate::sys;
+use core::mem;
 use core::ptr::NonNull;
 
 /// Sizes handed out: powers of two from the least to the most.
@@ -63,6 +64,20 @@ pub(crate) unsafe fn free(piece: NonNull<u8>, bytes: usize) {
     // SAFETY: the piece is the pool's again, and long enough for a link.
     unsafe { piece.cast().write(pool.free[index]) };
     pool.free[index] = Some(piece);
+}
+
+/// Locks the pool until [`unlock_pool`].
+pub(crate) fn lock_pool() {
+    mem::forget(POOL.lock());
+}
+
+/// Opens the pool again.
+///
+/// # Safety
+/// This thread, or in a child process the one that forked, locked it.
+pub(crate) unsafe fn unlock_pool() {
+    // SAFETY: the caller's lock; no reference to the pool was kept.
+    unsafe { POOL.unlock_leaked() };
 }
 
 /// Bytes mapped for the allocator's own use, for the most part untouched.

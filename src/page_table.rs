@@ -47,6 +47,11 @@ impl Tag {
         Tag(bits)
     }
 
+    #[inline]
+    pub(crate) const fn bits(self) -> u16 {
+        self.0
+    }
+
     /// The class, or [`ClassIndex::NONE`].
     #[inline]
     pub const fn class(self) -> ClassIndex {
@@ -671,26 +676,26 @@ impl<G: Geometry> DividedPage<'_, G> {
         let capacity = self.table.capacity_of(self.tag);
         let base = self.table.address_of(self.page);
         let mut unfilled = slots.len();
-        let first_word = self.header.first_word as usize;
+        let mut at = self.header.first_word as usize;
         let words = self.bitmap();
-        let mut at = first_word;
         while unfilled > 0 && at < words.len() {
             let mut word = words[at];
+            let count = unfilled.min(word.count_ones() as usize);
             let origin = base + at * u64::BITS as usize * block;
-            while word != 0 && unfilled > 0 {
-                unfilled -= 1;
-                slots[unfilled] = origin + word.trailing_zeros() as usize * block;
+            for slot in slots[unfilled - count..unfilled].iter_mut().rev() {
+                *slot = origin + word.trailing_zeros() as usize * block;
                 word &= word - 1;
             }
+            unfilled -= count;
             words[at] = word;
-            if word == 0 {
-                at += 1;
-            }
+            at += usize::from(word == 0);
         }
         let watermark = self.header.watermark as usize;
         let fresh = unfilled.min(capacity - watermark);
-        for (number, slot) in slots[unfilled - fresh..unfilled].iter_mut().rev().enumerate() {
-            *slot = base + (watermark + number) * block;
+        let mut address = base + watermark * block;
+        for slot in slots[unfilled - fresh..unfilled].iter_mut().rev() {
+            *slot = address;
+            address += block;
         }
         let taken = slots.len() - unfilled + fresh;
         self.header.first_word = at as u32;
@@ -699,38 +704,44 @@ impl<G: Geometry> DividedPage<'_, G> {
         taken
     }
 
-    /// Takes back the block at `address`, which lies in this page.
-    #[inline]
-    pub fn put(&mut self, address: usize) -> Result<(), Misuse> {
-        let number = self.block_number(address)?;
-        let (word, bit) = (number / u64::BITS as usize, number % u64::BITS as usize);
-        let slot = &mut self.bitmap()[word];
-        if *slot >> bit & 1 == 1 {
-            return Err(Misuse::AlreadyFree);
-        }
-        *slot |= 1 << bit;
-        self.header.first_word = self.header.first_word.min(word as u32);
-        self.header.live -= 1;
-        Ok(())
-    }
-
-    /// Whether `address` is that of a block in use; why not, if it is not.
-    pub fn check_live(&mut self, address: usize) -> Result<(), Misuse> {
-        let number = self.block_number(address)?;
-        let free = self.bitmap()[number / u64::BITS as usize] >> (number % u64::BITS as usize) & 1 == 1;
-        if free { Err(Misuse::AlreadyFree) } else { Ok(()) }
-    }
-
-    /// The number of the block that starts at `address`; blocks above the watermark are free already.
-    #[inline]
-    fn block_number(&self, address: usize) -> Result<usize, Misuse> {
+    /// Takes back the first of `blocks`, which lies in this page, and those that follow it as long as they do.
+    /// Returns how many; if one of them is no block in use, its place among `blocks` and what it is instead.
+    pub fn put(&mut self, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
+        let class = self.tag.class();
         let classes = self.table.geometry.classes();
-        let offset = address - self.table.address_of(self.page);
-        let number = classes.divide(offset, self.tag.class());
-        if number * classes.block(self.tag.class()) != offset {
-            return Err(Misuse::NotAtStart);
+        let page_size = self.table.geometry.page_size();
+        let base = self.table.address_of(self.page);
+        let block = classes.block(class);
+        let end = self.header.watermark as usize * block;
+        let mut first_word = self.header.first_word as usize;
+        let bitmap = self.bitmap();
+        let mut put = 0;
+        for &address in blocks {
+            let offset = address.wrapping_sub(base);
+            if offset >= end {
+                if offset >= page_size {
+                    break;
+                }
+                return Err((
+                    put,
+                    if offset % block == 0 { Misuse::AlreadyFree } else { Misuse::NotAtStart },
+                ));
+            }
+            let number = classes.divide(offset, class);
+            let (word, bit) = (number / u64::BITS as usize, 1 << (number % u64::BITS as usize));
+            if number * block != offset {
+                return Err((put, Misuse::NotAtStart));
+            }
+            if bitmap[word] & bit != 0 {
+                return Err((put, Misuse::AlreadyFree));
+            }
+            bitmap[word] |= bit;
+            first_word = first_word.min(word);
+            put += 1;
         }
-        if number >= self.header.watermark as usize { Err(Misuse::AlreadyFree) } else { Ok(number) }
+        self.header.first_word = first_word as u32;
+        self.header.live -= put as u32;
+        Ok(put)
     }
 
     /// Moves the page to the list that its fullness asks for. Due after blocks were taken or put.

@@ -86,7 +86,9 @@ pub struct Runs<'s> {
     summaries: &'s mut [Summary],
     /// Where each level begins in `summaries`; level 0 has a summary a word, the last level one in all.
     levels: [usize; MAX_LEVELS],
-    level_count: usize,
+    /// Levels kept up to date: as many as it takes for the highest to have no more than a node's children. A small
+    /// heap in a large arena has a low tree.
+    height: usize,
     /// Pages below are in use or free; pages from there on have never been added.
     frontier: PageIndex,
     free_pages: PageCount,
@@ -118,10 +120,9 @@ impl<'s> Runs<'s> {
         dirty: &'s mut [u64],
         summaries: &'s mut [Summary],
     ) -> Runs<'s> {
-        let (mut levels, mut level_count, mut start) = ([0; MAX_LEVELS], 0, 0);
-        for nodes in level_sizes(capacity) {
-            levels[level_count] = start;
-            level_count += 1;
+        let (mut levels, mut start) = ([0; MAX_LEVELS], 0);
+        for (level, nodes) in levels.iter_mut().zip(level_sizes(capacity)) {
+            *level = start;
             start += nodes;
         }
         debug_assert_eq!((free.len(), summaries.len()), Self::storage(capacity));
@@ -130,7 +131,7 @@ impl<'s> Runs<'s> {
             dirty,
             summaries,
             levels,
-            level_count,
+            height: 1,
             frontier: PageIndex(0),
             free_pages: PageCount(0),
             capacity,
@@ -157,39 +158,47 @@ impl<'s> Runs<'s> {
         debug_assert!(count <= self.unadded());
         let start = self.frontier;
         self.frontier = start.plus(count);
+        while self.in_use(self.height - 1) > FANOUT {
+            self.height += 1;
+            let level = self.height - 1;
+            for node in 0..self.in_use(level) {
+                self.summaries[self.levels[level] + node] = self.summarize(level, node);
+            }
+        }
         self.set(start, count, true);
     }
 
     /// The lowest run of `count` free pages, not yet claimed.
     pub fn find(&self, count: PageCount) -> Option<PageIndex> {
         let wanted = count.0;
-        let mut level = self.level_count - 1;
-        if self.summaries[self.levels[level]].longest < wanted {
-            return None;
-        }
-        let mut node = 0;
-        while level > 0 {
-            level -= 1;
+        let mut level = self.height - 1;
+        let mut first = 0;
+        loop {
             let len = WORD << (3 * level);
-            let first = node * FANOUT;
-            let children = self.level(level, first);
-            // Free pages at the end of the children passed so far.
+            // Free pages at the end of the nodes passed so far.
             let mut before = 0;
-            let mut descend = None;
-            for (at, child) in children.iter().enumerate() {
-                if before + child.prefix >= wanted {
-                    return Some(PageIndex(((first + at) * len) as u32 - before));
+            let mut node = first;
+            for summary in self.siblings(level, first) {
+                if before + summary.prefix >= wanted {
+                    return Some(PageIndex((node * len) as u32 - before));
                 }
-                if child.longest >= wanted {
-                    descend = Some(first + at);
+                if summary.longest >= wanted {
                     break;
                 }
-                before = if child.suffix as usize == len { before + child.suffix } else { child.suffix };
+                before =
+                    if summary.suffix as usize == len { before + summary.suffix } else { summary.suffix };
+                node += 1;
             }
-            node = descend?;
+            if node == first + self.siblings(level, first).len() {
+                return None;
+            }
+            if level == 0 {
+                let bit = lowest_ones(self.free[node], wanted)?;
+                return Some(PageIndex((node * WORD) as u32 + bit));
+            }
+            level -= 1;
+            first = node * FANOUT;
         }
-        let bit = lowest_ones(self.free[node], wanted)?;
-        Some(PageIndex((node * WORD) as u32 + bit))
     }
 
     /// Free pages above the frontier's last used page: the run that ends at the frontier.
@@ -273,9 +282,12 @@ impl<'s> Runs<'s> {
         {
             return Err("a page above the frontier is marked");
         }
-        for level in 1..self.level_count {
-            for node in 0..self.level_len(level) {
-                if self.level(level, node)[0] != self.summarize(level, node) {
+        if self.in_use(self.height - 1) > FANOUT {
+            return Err("the tree is too low for its pages");
+        }
+        for level in 1..self.height {
+            for node in 0..self.in_use(level) {
+                if self.siblings(level, node)[0] != self.summarize(level, node) {
                     return Err("a node's summary differs from its children");
                 }
             }
@@ -283,20 +295,20 @@ impl<'s> Runs<'s> {
         Ok(())
     }
 
-    /// Nodes of `level` from `first` on, at most a node's worth of children.
-    fn level(&self, level: usize, first: usize) -> &[Summary] {
-        let start = self.levels[level] + first;
-        let end = (start + FANOUT).min(self.levels[level] + self.level_len(level));
-        &self.summaries[start..end]
+    /// Nodes of `level` that pages below the frontier lie in; one at the least.
+    fn in_use(&self, level: usize) -> usize {
+        self.frontier.get().div_ceil(WORD << (3 * level)).max(1)
     }
 
-    fn level_len(&self, level: usize) -> usize {
-        let end = if level + 1 < self.level_count { self.levels[level + 1] } else { self.summaries.len() };
-        end - self.levels[level]
+    /// Nodes of `level` from `first` on, at most a node's worth of children.
+    #[inline]
+    fn siblings(&self, level: usize, first: usize) -> &[Summary] {
+        let count = (self.in_use(level) - first).min(FANOUT);
+        &self.summaries[self.levels[level] + first..][..count]
     }
 
     fn summarize(&self, level: usize, node: usize) -> Summary {
-        Summary::of_children(self.level(level - 1, node * FANOUT), WORD << (3 * (level - 1)))
+        Summary::of_children(self.siblings(level - 1, node * FANOUT), WORD << (3 * (level - 1)))
     }
 
     /// Marks pages free or not, and brings the summaries above them up to date.
@@ -313,7 +325,7 @@ impl<'s> Runs<'s> {
             self.free_pages.0 -= count.0;
         }
         let (mut first, mut last) = (start.get() / WORD, (start.get() + count.get() - 1) / WORD);
-        for level in 1..self.level_count {
+        for level in 1..self.height {
             (first, last) = (first / FANOUT, last / FANOUT);
             let mut changed = false;
             for node in first..=last {
@@ -357,6 +369,7 @@ fn lowest_ones(word: u64, count: u32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{string::String, vec};
 
     fn runs(capacity: u32) -> Runs<'static> {
         let capacity = PageCount(capacity);

@@ -18,6 +18,7 @@ use crate::sys;
 use crate::tls;
 use crate::units::{ClassIndex, ShardIndex};
 use core::cell::Cell;
+use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -66,6 +67,8 @@ pub(crate) struct ThreadCache {
     tags: *const AtomicU16,
     /// The tag of each class in the cache's shard.
     expected: [Tag; CLASS_COUNT],
+    /// What the tags of the cache's shard have beside the class.
+    shard_bits: u16,
     local: Stacks,
     remote: Stacks,
     shard: ShardIndex,
@@ -88,6 +91,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     pages: 0,
     tags: ptr::null(),
     expected: [Tag::NONE; CLASS_COUNT],
+    shard_bits: 0,
     local: Stacks::NONE,
     remote: Stacks::NONE,
     shard: ShardIndex(0),
@@ -104,13 +108,32 @@ pub(crate) static GONE: Sentinel = SENTINEL;
 /// All caches, for those who want to know what they hold.
 struct Registry {
     first: *const ThreadCache,
-    made: usize,
+    /// Caches alive, by shard.
+    of_shard: [u32; SHARDS],
+    /// Shards that ever had a cache: no others have pages.
+    shards: usize,
 }
 
 // SAFETY: the registry holds addresses; who follows them holds its lock.
 unsafe impl Send for Registry {}
 
-static REGISTRY: Lock<Registry> = Lock::new(Registry { first: ptr::null(), made: 0 });
+static REGISTRY: Lock<Registry> = Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], shards: 0 });
+
+impl Registry {
+    /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
+    /// goes on with the pages that the last one left half empty.
+    fn join(&mut self) -> ShardIndex {
+        let mut least = 0;
+        for shard in 1..SHARDS {
+            if self.of_shard[shard] < self.of_shard[least] {
+                least = shard;
+            }
+        }
+        self.of_shard[least] += 1;
+        self.shards = self.shards.max(least + 1);
+        ShardIndex(least as u8)
+    }
+}
 
 /// What all thread caches hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -254,15 +277,31 @@ impl ThreadCache {
     /// there is room for it.
     #[inline(always)]
     pub(crate) fn push(&self, class: ClassIndex, address: usize) -> bool {
+        debug_assert!(class.get() < CLASS_COUNT);
+        // SAFETY: every class has an expected tag.
+        let expected = unsafe { *self.expected.get_unchecked(class.get()) };
+        self.tag_of(address) == Some(expected) && self.local.push(class, address)
+    }
+
+    /// [`push`](Self::push) for a block whose class only the page table knows.
+    #[inline(always)]
+    pub(crate) fn push_unsized(&self, address: usize) -> bool {
+        let Some(tag) = self.tag_of(address) else { return false };
+        // The class if the page is of this shard, else more than any class. The stack of class 0, which pages that
+        // are not Divided have in shard 0, is always full.
+        let class = tag.bits() ^ self.shard_bits;
+        class < CLASS_COUNT as u16 && self.local.push(ClassIndex(class as u8), address)
+    }
+
+    /// The tag of the page that `address` lies in, if that is in the arena.
+    #[inline(always)]
+    fn tag_of(&self, address: usize) -> Option<Tag> {
         let page = address.wrapping_sub(self.base) >> BuildGeometry.page_shift();
         if page >= self.pages {
-            return false;
+            return None;
         }
-        debug_assert!(class.get() < CLASS_COUNT);
-        // SAFETY: every page of the arena has a tag, and every class an expected one.
-        let (tag, expected) =
-            unsafe { ((*self.tags.add(page)).load(Relaxed), *self.expected.get_unchecked(class.get())) };
-        Tag::from_bits(tag) == expected && self.local.push(class, address)
+        // SAFETY: every page of the arena has a tag.
+        Some(Tag::from_bits(unsafe { (*self.tags.add(page)).load(Relaxed) }))
     }
 
     fn is_sentinel(&self) -> bool {
@@ -358,8 +397,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>) -> Option<&'a ThreadCache> {
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
     let table = heap.table();
     let mut registry = REGISTRY.lock();
-    let shard = ShardIndex((registry.made % SHARDS) as u8);
-    registry.made += 1;
+    let shard = registry.join();
     // SAFETY: the piece is long enough and aligned, as it is larger than the alignment; the registry is locked.
     let cache = unsafe {
         piece.write(ThreadCache {
@@ -370,6 +408,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>) -> Option<&'a ThreadCache> {
                 0 => Tag::NONE,
                 class => Tag::new(shard, ClassIndex(class as u8)),
             }),
+            shard_bits: Tag::new(shard, ClassIndex::NONE).bits(),
             local: Stacks::NONE,
             remote: Stacks::NONE,
             shard,
@@ -397,7 +436,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>) -> Option<&'a ThreadCache> {
 }
 
 /// The key whose destructor flushes the cache of a thread that ends.
-fn exit_key() -> Option<sys::ThreadKey> {
+pub(crate) fn exit_key() -> Option<sys::ThreadKey> {
     static KEY: spin::Once<sys::ThreadKey> = spin::Once::new();
     KEY.try_call_once(|| sys::new_thread_key(at_exit).ok_or(())).ok().copied()
 }
@@ -417,6 +456,7 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
     }
     {
         let mut registry = REGISTRY.lock();
+        registry.of_shard[cache.shard.0 as usize] -= 1;
         // SAFETY: neighbours in the registry are alive while it is locked.
         unsafe {
             match cache.previous.get().as_ref() {
@@ -430,6 +470,42 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
     }
     // SAFETY: the cache was allocated with this size; nothing leads to it any more.
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };
+}
+
+/// Locks the registry until [`unlock_registry`], and returns how many shards, from the first one on, may have pages.
+pub(crate) fn lock_registry() -> usize {
+    let registry = REGISTRY.lock();
+    // Threads without a cache use the first shard.
+    let shards = registry.shards.max(1);
+    mem::forget(registry);
+    shards
+}
+
+/// Opens the registry again.
+///
+/// # Safety
+/// This thread, or in a child process the one that forked, locked it.
+pub(crate) unsafe fn unlock_registry() {
+    // SAFETY: the caller's lock; no reference to the registry was kept.
+    unsafe { REGISTRY.unlock_leaked() };
+}
+
+/// Takes all caches but the calling thread's out of the registry. What they hold is lost.
+///
+/// # Safety
+/// The registry is locked by [`lock_registry`], and no other thread exists.
+pub(crate) unsafe fn forget_other_threads() {
+    // SAFETY: the caller's lock.
+    let registry = unsafe { REGISTRY.leaked() };
+    registry.first = ptr::null();
+    registry.of_shard = [0; SHARDS];
+    let cache = current();
+    if !cache.is_sentinel() {
+        registry.first = cache;
+        registry.of_shard[cache.shard.0 as usize] = 1;
+        cache.next.set(ptr::null());
+        cache.previous.set(ptr::null());
+    }
 }
 
 /// Counts what all caches hold. Threads at work may change it meanwhile.

@@ -115,6 +115,18 @@ pub(crate) fn abort() -> ! {
     unsafe { libc::abort() }
 }
 
+/// Identifies the calling thread among those alive: an address.
+pub(crate) fn this_thread() -> usize {
+    // SAFETY: pthread_self has no preconditions.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// Has functions called whenever the process forks: before it, and after it in the parent and in the child.
+pub(crate) fn at_fork(prepare: extern "C" fn(), in_parent: extern "C" fn(), in_child: extern "C" fn()) -> bool {
+    // SAFETY: the functions are there for as long as the program, or the library, is.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) == 0 }
+}
+
 /// A value that each thread has of its own, with a function that is called on it when the thread ends.
 pub(crate) type ThreadKey = libc::pthread_key_t;
 

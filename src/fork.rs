@@ -1,0 +1,96 @@
+//! Forks of a process whose other threads are at work in the heap.
+//!
+//! A child process has a copy of all memory, but only the thread that forked. What another thread had locked would
+//! stay locked there for ever, and half changed. So the thread that forks takes every lock of the process heap
+//! first: the registry of thread caches, the bins, the runs, the metadata pool. That is the lock order; registry and
+//! pool are never held together with another lock otherwise. Parent and child open them again. Heaps made by
+//! [`HeapOptions`](crate::HeapOptions) are their owners' concern.
+//!
+//! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most
+//! 2 MiB a thread, mostly far less. To flush them would not be safe. Nothing locks a cache but that its thread alone
+//! uses it, and the other threads go on while the system copies the address space, one OS page after another: a block
+//! that was on its way from one thread to another may be in both of their caches, or in use and in a cache. What
+//! the locks guard is copied while it stands still.
+//!
+//! The handlers are registered when the heap is complete and before anyone finds it, so there is no fork that they
+//! miss. The C library may allocate to register them, from this very heap: see [`register`].
+
+use crate::global::heap;
+use crate::metadata;
+use crate::sys;
+use crate::thread_cache;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// [`UNREGISTERED`], [`REGISTERED`], or the thread that is about to register the handlers.
+static REGISTRAR: AtomicUsize = AtomicUsize::new(UNREGISTERED);
+const UNREGISTERED: usize = 0;
+/// No address of a thread.
+const REGISTERED: usize = 1;
+
+/// Shards whose bins the thread that forks has locked; changed only with the registry locked.
+static LOCKED_SHARDS: AtomicUsize = AtomicUsize::new(0);
+
+/// Registers the handlers, if no thread has done it, and returns when they are in place. False to the calls that
+/// registering itself gives rise to: the calling thread may use the heap all the same, but not publish it.
+pub(crate) fn register() -> bool {
+    let this_thread = sys::this_thread();
+    loop {
+        let registrar = REGISTRAR.compare_exchange(
+            UNREGISTERED,
+            this_thread,
+            Ordering::Acquire,
+            Ordering::Acquire,
+        );
+        match registrar {
+            Ok(_) => {
+                // Without memory for three pointers there is no help; forks are then as safe as they can be.
+                sys::at_fork(prepare, in_parent, in_child);
+                REGISTRAR.store(REGISTERED, Ordering::Release);
+                return true;
+            }
+            Err(REGISTERED) => return true,
+            Err(registrar) if registrar == this_thread => return false,
+            Err(_) => sys::yield_now(),
+        }
+    }
+}
+
+/// Before the fork: takes all locks, in the lock order.
+extern "C" fn prepare() {
+    let shards = thread_cache::lock_registry();
+    LOCKED_SHARDS.store(shards, Ordering::Relaxed);
+    if let Some(heap) = heap() {
+        heap.lock_all(shards);
+    }
+    metadata::lock_pool();
+}
+
+/// After the fork, in the parent.
+extern "C" fn in_parent() {
+    // SAFETY: `prepare` was called by this thread before.
+    unsafe { unlock() };
+}
+
+/// After the fork, in the child.
+extern "C" fn in_child() {
+    // SAFETY: `prepare` was called by the thread that this one is the copy of. There is no other in this process.
+    unsafe {
+        thread_cache::forget_other_threads();
+        unlock();
+    }
+}
+
+/// Opens what [`prepare`] locked.
+///
+/// # Safety
+/// The locks are held by this thread.
+unsafe fn unlock() {
+    // SAFETY: as the caller says; the registry comes last, as it guards the number of shards.
+    unsafe {
+        metadata::unlock_pool();
+        if let Some(heap) = heap() {
+            heap.unlock_all(LOCKED_SHARDS.load(Ordering::Relaxed));
+        }
+        thread_cache::unlock_registry();
+    }
+}

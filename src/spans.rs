@@ -1,0 +1,82 @@
+//! A walk over the page table, for those who read it: dumps and statistics.
+//!
+//! For every step the walk takes the one lock that the pages it looks at are under, and it holds none between
+//! steps. What it says of a page was true at one moment; of different pages, at different moments. Whoever walks
+//! may take as long as they like, and may even allocate from the heap they walk over.
+
+use crate::heap::Heap;
+use crate::page_table::PageState;
+use crate::size_class::Geometry;
+use crate::units::{PageCount, PageIndex};
+
+/// Free pages are counted up to so many at a time, so that the lock is held for a microsecond or two.
+const LONGEST_COUNT: PageCount = PageCount(1 << 16);
+
+/// Neighbouring pages, seen in one state at one moment: one Divided page, a whole Multi run, or Free pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) first: PageIndex,
+    pub(crate) pages: PageCount,
+    /// The state of the first page. Of a run, the others are its tail; or the first itself is a tail, when the run
+    /// came to reach that far after the pages before were seen.
+    pub(crate) state: PageState,
+}
+
+/// The spans of a heap, upward: each page is in exactly one.
+pub(crate) struct Spans<'h, G: Geometry> {
+    heap: &'h Heap<G>,
+    next: PageIndex,
+}
+
+impl<G: Geometry> Iterator for Spans<'_, G> {
+    type Item = Span;
+
+    fn next(&mut self) -> Option<Span> {
+        if self.next.get() >= self.heap.pages().get() {
+            return None;
+        }
+        let span = self.heap.span_at(self.next);
+        self.next = span.first.plus(span.pages);
+        Some(span)
+    }
+}
+
+impl<G: Geometry> Heap<G> {
+    pub(crate) fn spans(&self) -> Spans<'_, G> {
+        Spans { heap: self, next: PageIndex(0) }
+    }
+
+    /// What the pages from `first` on are at this moment.
+    pub(crate) fn span_at(&self, first: PageIndex) -> Span {
+        let table = self.table();
+        loop {
+            // The tag says which lock to take. If the page is something else by then, it is looked at again.
+            let tag = table.tag(first);
+            if tag.is_divided() {
+                let mut bin = self.bin(tag);
+                if table.tag(first) == tag {
+                    let state = table.divided(&mut bin, first).state();
+                    return Span { first, pages: PageCount(1), state };
+                }
+                continue;
+            }
+            let runs = self.runs();
+            let Some(state) = table.undivided_state(&runs, first) else { continue };
+            let pages = match state {
+                PageState::MultiHead { run } => run,
+                PageState::Free => {
+                    let added = runs.free_from(first, LONGEST_COUNT);
+                    // Pages from the frontier on are all free.
+                    let unadded = if first.plus(added) >= runs.frontier() {
+                        table.capacity().0 - first.plus(added).0
+                    } else {
+                        0
+                    };
+                    PageCount(added.0 + unadded)
+                }
+                _ => PageCount(1),
+            };
+            return Span { first, pages, state };
+        }
+    }
+}
