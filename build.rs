@@ -40,7 +40,7 @@ fn main() {
         "Entries of the class tables: the classes, and entry 0, which is none.",
         blocks.len(),
     );
-    let capacities = blocks.iter().map(|&block| if block == 0 { 0 } else { page_size / block });
+    let capacities = blocks.iter().map(|&block| page_size.checked_div(block).unwrap_or(0));
     table(&mut out, "BLOCK_SIZES", "Bytes in a block, by class.", "u32", blocks.iter().copied());
     table(&mut out, "BLOCKS_PER_PAGE", "Blocks in a page of the process heap, by class.", "u32", capacities);
     table(

@@ -35,12 +35,8 @@ static LOCKED_SHARDS: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn register() -> bool {
     let this_thread = sys::this_thread();
     loop {
-        let registrar = REGISTRAR.compare_exchange(
-            UNREGISTERED,
-            this_thread,
-            Ordering::Acquire,
-            Ordering::Acquire,
-        );
+        let registrar =
+            REGISTRAR.compare_exchange(UNREGISTERED, this_thread, Ordering::Acquire, Ordering::Acquire);
         match registrar {
             Ok(_) => {
                 // Without memory for three pointers there is no help; forks are then as safe as they can be.

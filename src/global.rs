@@ -48,7 +48,7 @@ fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
 ///
 /// fn main() {
 ///     let words = vec!["all", "of", "this", "is", "in", "the", "page", "table"];
-///     assert_eq!(words.concat().len(), 26);
+///     assert_eq!(words.concat().len(), 25);
 ///     HEAP.dump();
 /// }
 /// ```

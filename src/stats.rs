@@ -191,7 +191,18 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::PageIndex;
     use std::string::ToString;
+
+    #[test]
+    fn a_tail_that_is_seen_apart_from_its_head_is_no_run_of_its_own() {
+        let mut summary = Summary::of_pages(4096);
+        let run = PageCount(2);
+        summary.add(&Span { first: PageIndex(5), pages: run, state: PageState::MultiHead { run } });
+        summary.add(&Span { first: PageIndex(7), pages: PageCount(1), state: PageState::MultiTail });
+        assert_eq!((summary.multi_pages, summary.live_runs), (PageCount(3), 1));
+        assert_eq!(summary.live_bytes, 3 * 4096);
+    }
 
     #[test]
     fn bytes_are_written_in_the_largest_unit_that_they_fill_and_in_ten_characters() {

@@ -1,15 +1,24 @@
 //! [`PageAllocator`] for callers that know no layouts, as those of C's `malloc` and `free`: the page table knows
 //! the size of every block.
+//!
+//! `malloc` and `free` are there as a whole and as their fast halves, `malloc_cached` and `free_cached`, for callers
+//! who have something of their own to do on the slow side, such as setting `errno`.
 
+use crate::fault;
 use crate::global::{PageAllocator, heap};
+use crate::page_table::Misuse;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF};
 use crate::thread_cache::{self, current};
 use crate::units::ClassIndex;
 use core::alloc::{GlobalAlloc, Layout};
 use core::{ptr, slice};
+use static_assertions::const_assert;
 
 /// The alignment of what [`PageAllocator::malloc`] returns, for sizes above 8 bytes: that of every C type.
 const MALLOC_ALIGN: usize = 16;
+
+const_assert!(MALLOC_ALIGN.is_power_of_two() && MALLOC_ALIGN >= GRANULE);
+const_assert!(CLASS_OF.len().is_multiple_of(MALLOC_ALIGN / GRANULE)); // the last size rounded up is in the table
 
 /// [`CLASS_OF`] with the alignment of `malloc`: blocks of more than 8 bytes are multiples of 16.
 static MALLOC_CLASS_OF: [u8; CLASS_OF.len()] = {
@@ -23,18 +32,54 @@ static MALLOC_CLASS_OF: [u8; CLASS_OF.len()] = {
     classes
 };
 
+/// The class that `malloc` serves `size` from; `None` for zero and for sizes of runs.
+#[inline(always)]
+fn class_of(size: usize) -> Option<ClassIndex> {
+    MALLOC_CLASS_OF.get(size.wrapping_sub(1) / GRANULE).map(|&class| ClassIndex(class))
+}
+
+/// The layout that `malloc` serves `size` with; `None` for more than `isize::MAX` bytes.
+#[inline]
+fn layout_of(size: usize) -> Option<Layout> {
+    let align = if size <= GRANULE { GRANULE } else { MALLOC_ALIGN };
+    Layout::from_size_align(size.max(1), align).ok()
+}
+
 impl PageAllocator {
     /// A block of at least `size` bytes, aligned for every C type that fits into it; null if that cannot be served.
     /// A size of zero is served as one byte.
     #[inline]
     pub fn malloc(&self, size: usize) -> *mut u8 {
-        if let Some(&class) = MALLOC_CLASS_OF.get(size.wrapping_sub(1) / GRANULE) {
-            let block = current().pop(ClassIndex(class));
-            if !block.is_null() {
-                return block;
-            }
+        let block = self.malloc_cached(size);
+        if block.is_null() { malloc_slow(size) } else { block }
+    }
+
+    /// [`malloc`](Self::malloc) for as long as the calling thread's cache has such a block; null if it has none.
+    #[inline(always)]
+    pub fn malloc_cached(&self, size: usize) -> *mut u8 {
+        class_of(size).map_or(ptr::null_mut(), |class| current().pop(class))
+    }
+
+    /// [`malloc`](Self::malloc), with `size` bytes of zeros.
+    #[inline]
+    pub fn malloc_zeroed(&self, size: usize) -> *mut u8 {
+        match layout_of(size) {
+            // SAFETY: the size is not zero.
+            Some(layout) => unsafe { self.alloc_zeroed(layout) },
+            None => ptr::null_mut(),
         }
-        malloc_slow(size)
+    }
+
+    /// A block of at least `size` bytes at a multiple of `align`, a power of two, and of what
+    /// [`malloc`](Self::malloc) would align it to; null if that cannot be served.
+    #[inline]
+    pub fn malloc_aligned(&self, size: usize, align: usize) -> *mut u8 {
+        let layout = layout_of(size).and_then(|layout| layout.align_to(align).ok());
+        match layout {
+            // SAFETY: the size is not zero.
+            Some(layout) => unsafe { self.alloc(layout) },
+            None => ptr::null_mut(),
+        }
     }
 
     /// Frees a block of this allocator, however it was allocated; null is let pass. A pointer that the page table
@@ -44,8 +89,32 @@ impl PageAllocator {
     /// `ptr` is null, or was allocated by this allocator and has not been freed since.
     #[inline]
     pub unsafe fn free(&self, ptr: *mut u8) {
-        if !current().push_unsized(ptr.addr()) {
+        // SAFETY: the caller's contract is the same.
+        if !unsafe { self.free_cached(ptr) } {
             free_slow(ptr);
+        }
+    }
+
+    /// [`free`](Self::free) for as long as the calling thread's cache takes the block. False, and nothing freed, if
+    /// it does not, and for null.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[inline(always)]
+    pub unsafe fn free_cached(&self, ptr: *mut u8) -> bool {
+        current().push_unsized(ptr.addr())
+    }
+
+    /// [`free`](Self::free), for a caller who knows that the block has at least `size` bytes. If it has less, the
+    /// process ends.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[inline]
+    pub unsafe fn free_sized(&self, ptr: *mut u8, size: usize) {
+        // The class that the size tells is most often that of the page, and the cache compares the two.
+        if !class_of(size).is_some_and(|class| current().push(class, ptr.addr())) {
+            free_sized_slow(ptr, size);
         }
     }
 
@@ -62,15 +131,15 @@ impl PageAllocator {
     }
 
     /// Makes a block one of `new_size` bytes, where it stands or elsewhere, with the contents kept as far as both
-    /// reach and the alignment of [`malloc`](Self::malloc). Null, and the block untouched, if that cannot be served.
+    /// reach and the alignment of [`malloc`](Self::malloc). Null, and the block untouched, if that cannot be served;
+    /// a block that is long enough is then returned as it is.
     ///
     /// # Safety
-    /// `ptr` was allocated by this allocator and has not been freed since.
+    /// `ptr` was allocated by this allocator, by a call that does not take a [`Layout`], and has not been freed since.
     pub unsafe fn realloc_unsized(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
-        let (Some(heap), Some(layout)) = (heap(), malloc_layout(new_size)) else { return ptr::null_mut() };
+        let (Some(heap), Some(layout)) = (heap(), layout_of(new_size)) else { return ptr::null_mut() };
         let old_size = heap.usable_size(ptr.addr());
-        let new_class = BuildGeometry.class_of(layout);
-        let stays = match new_class {
+        let stays = match BuildGeometry.class_of(layout) {
             ClassIndex::NONE => {
                 old_size >= BuildGeometry.page_size() && heap.resize_run(ptr.addr(), None, layout)
             }
@@ -80,27 +149,22 @@ impl PageAllocator {
             return ptr;
         }
         let new = self.malloc(new_size);
-        if !new.is_null() {
-            // SAFETY: both blocks are live, differ, and are at least that long; the old one is given up.
-            unsafe {
-                ptr::copy_nonoverlapping(ptr, new, old_size.min(new_size));
-                self.free(ptr);
-            }
+        if new.is_null() {
+            return if new_size <= old_size { ptr } else { new };
+        }
+        // SAFETY: both blocks are live, differ, and are at least that long; the old one is given up.
+        unsafe {
+            ptr::copy_nonoverlapping(ptr, new, old_size.min(new_size));
+            self.free(ptr);
         }
         new
     }
 }
 
-/// The layout that `malloc` serves `size` with.
-fn malloc_layout(size: usize) -> Option<Layout> {
-    let align = if size <= GRANULE { GRANULE } else { MALLOC_ALIGN };
-    Layout::from_size_align(size.max(1), align).ok()
-}
-
 #[cold]
 #[inline(never)]
 fn malloc_slow(size: usize) -> *mut u8 {
-    match malloc_layout(size) {
+    match layout_of(size) {
         // SAFETY: the size is not zero.
         Some(layout) => unsafe { PageAllocator::new().alloc(layout) },
         None => ptr::null_mut(),
@@ -120,4 +184,19 @@ fn free_slow(ptr: *mut u8) {
         Some(cache) => cache.dealloc_slow(heap, tag, address),
         None => heap.put_all(tag.class(), slice::from_mut(&mut address)),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn free_sized_slow(ptr: *mut u8, size: usize) {
+    if ptr.is_null() {
+        return;
+    }
+    if let Some(heap) = heap()
+        && heap.usable_size(ptr.addr()) < size
+    {
+        let state = heap.table().page_of(ptr.addr()).map(|page| heap.page_state(page));
+        fault::misuse(Misuse::WrongLayout, ptr.addr(), state);
+    }
+    free_slow(ptr);
 }

@@ -1,60 +1,260 @@
-//! C ABI.
-#![allow(missing_docs, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn)]
-use core::alloc::{GlobalAlloc, Layout};
-use core::ffi::c_void;
+//! `libpma.so`: [`page_memory_allocator`] behind C's allocation functions, for `LD_PRELOAD`, and for programs that
+//! link it or open it by `dlopen`.
+//!
+//! What the functions do is what POSIX, C23 and the manual of glibc say; where these leave a choice, what glibc
+//! does. Each leaves `errno` alone but for a failure, which is `ENOMEM`, or `EINVAL` for an alignment that is none.
+//! Sizes above `PTRDIFF_MAX` fail. A size of zero gives a block of its own.
+//!
+//! `malloc` and `free` begin with a pop from, or a push to, the thread's cache. They are leaves without a stack
+//! frame: what is not done by then is a jump to a cold function, which is where `errno` comes in.
+//!
+//! C++'s operators `new` and `delete` are not among the exports. Those of libstdc++ and libc++ call `malloc`,
+//! `aligned_alloc` and `free`, see to the new-handler and throw `bad_alloc`, which this language cannot. To export
+//! `delete` alone would save it a jump, and break every program that has operators of its own in a library: `new`
+//! would be that library's and `delete` this one's, as a preloaded library comes first.
+//!
+//! No function here calls another one by its exported name: that would lead to whichever library comes first, and
+//! the compiler believes to know what `malloc` does.
+
+// Without std there is no runtime to load with every program. Its panics unwind in the profiles that `cargo test`
+// and `cargo build` use, and for that std is needed.
+#![cfg_attr(panic = "abort", no_std)]
+
+mod errno;
+mod libc_names;
+
+use core::ffi::{c_int, c_void};
+use errno::{failing_with_enomem, keeping_errno, set_errno};
 use page_memory_allocator::PageAllocator;
-const HEAP: PageAllocator = PageAllocator::new();
+
+static HEAP: PageAllocator = PageAllocator::new();
+
+/// Called by the loader, before the constructors of other libraries: makes the heap, and registers its fork handlers.
+/// As the first ones, they are the last to run before a fork and the first after it, so those of other libraries may
+/// allocate. Whoever allocates before this function is called is served all the same.
+extern "C" fn start() {
+    let block = HEAP.malloc(1);
+    // SAFETY: the block is null or was just allocated.
+    unsafe { HEAP.free(block) };
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+/// A block of `size` bytes, aligned to 16; to 8 if it has no more than 8 bytes. Null with `ENOMEM` if there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: usize) -> *mut c_void {
-    HEAP.malloc(size).cast()
+    let block = HEAP.malloc_cached(size);
+    if block.is_null() { malloc_slow(size) } else { block.cast() }
 }
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn free(p: *mut c_void) {
-    unsafe { HEAP.free(p.cast()) }
+
+#[cold]
+#[inline(never)]
+extern "C" fn malloc_slow(size: usize) -> *mut c_void {
+    failing_with_enomem(|| HEAP.malloc(size))
 }
+
+/// A block of `count` times `size` bytes of zeros, aligned as by [`malloc`]. Null with `ENOMEM` if there is none.
 #[unsafe(no_mangle)]
-pub extern "C" fn calloc(n: usize, size: usize) -> *mut c_void {
-    let Some(b) = n.checked_mul(size) else { return core::ptr::null_mut() };
-    match Layout::from_size_align(b.max(1), 16) {
-        Ok(l) => unsafe { HEAP.alloc_zeroed(l).cast() },
-        Err(_) => core::ptr::null_mut(),
+pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
+    let Some(bytes) = count.checked_mul(size) else { return out_of_memory() };
+    let block = HEAP.malloc_cached(bytes);
+    if block.is_null() {
+        return calloc_slow(bytes);
+    }
+    // SAFETY: the block is the caller's to be, and at least that long.
+    unsafe { block.write_bytes(0, bytes) };
+    block.cast()
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn calloc_slow(bytes: usize) -> *mut c_void {
+    failing_with_enomem(|| HEAP.malloc_zeroed(bytes))
+}
+
+/// Makes the block one of `size` bytes, here or elsewhere, and keeps its contents as far as both reach. Null with
+/// `ENOMEM`, and the block untouched, if there is none. As in glibc, a size of zero frees the block and returns null,
+/// and for a null pointer this is [`malloc`].
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: the caller's contract is the same.
+    unsafe { resize(block, size) }
+}
+
+/// [`realloc`] to `count` times `size` bytes; `ENOMEM`, and the block untouched, if that is too much for a size.
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    match count.checked_mul(size) {
+        // SAFETY: the caller's contract is the same.
+        Some(bytes) => unsafe { resize(block, bytes) },
+        None => out_of_memory(),
     }
 }
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn realloc(p: *mut c_void, size: usize) -> *mut c_void {
-    if p.is_null() {
-        return malloc(size);
+
+/// # Safety
+/// `block` is null or a live block.
+unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
+    if block.is_null() {
+        return failing_with_enomem(|| HEAP.malloc(size));
     }
-    unsafe { HEAP.realloc_unsized(p.cast(), size).cast() }
+    if size == 0 {
+        // SAFETY: the block is live, and given up.
+        keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the block is live; all of this library's are allocated without layouts.
+    failing_with_enomem(|| unsafe { HEAP.realloc_unsized(block.cast(), size) })
 }
+
+/// Frees a block; null is let pass. A pointer that is none of this heap's blocks ends the process.
+///
+/// # Safety
+/// `block` is null or a live block.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: usize, size: usize) -> i32 {
-    let Ok(l) = Layout::from_size_align(size.max(1), align) else { return libc::EINVAL };
-    unsafe {
-        let p = HEAP.alloc(l);
-        if p.is_null() {
-            return libc::ENOMEM;
-        }
-        *out = p.cast();
+pub unsafe extern "C" fn free(block: *mut c_void) {
+    // SAFETY: the caller's contract is the same.
+    if !unsafe { HEAP.free_cached(block.cast()) } {
+        free_slow(block);
     }
+}
+
+/// The caller's pointer is that of [`free`].
+#[cold]
+#[inline(never)]
+extern "C" fn free_slow(block: *mut c_void) {
+    // SAFETY: the block is null or live.
+    keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+}
+
+/// [`free`] for a block of `size` bytes (C23). Unless the block has as many, the process ends.
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free_sized(block: *mut c_void, size: usize) {
+    // SAFETY: the caller's contract is the same.
+    keeping_errno(|| unsafe { HEAP.free_sized(block.cast(), size) });
+}
+
+/// [`free`] for a block of `size` bytes from [`aligned_alloc`] (C23). Unless the block has as many, the process ends.
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _alignment: usize, size: usize) {
+    // SAFETY: the caller's contract is the same.
+    keeping_errno(|| unsafe { HEAP.free_sized(block.cast(), size) });
+}
+
+/// [`free`], as it was called in old programs.
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cfree(block: *mut c_void) {
+    // SAFETY: the caller's contract is the same.
+    keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+}
+
+/// Stores a block of `size` bytes at a multiple of `alignment` and returns 0. Returns `EINVAL` unless the alignment
+/// is a power of two and a multiple of a pointer's size, and `ENOMEM` if there is no such block; then nothing is
+/// stored. `errno` stays as it is.
+///
+/// # Safety
+/// `stored` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(stored: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+    if !alignment.is_power_of_two() || alignment < size_of::<*mut c_void>() {
+        return libc::EINVAL;
+    }
+    let block = keeping_errno(|| HEAP.malloc_aligned(size, alignment));
+    if block.is_null() {
+        return libc::ENOMEM;
+    }
+    // SAFETY: the caller's.
+    unsafe { stored.write(block.cast()) };
     0
 }
+
+/// A block of `size` bytes at a multiple of `alignment`. Null with `EINVAL` unless that is a power of two, and with
+/// `ENOMEM` if there is none. The size need not be a multiple of the alignment.
 #[unsafe(no_mangle)]
-pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
-    match Layout::from_size_align(size.max(1), align) {
-        Ok(l) => unsafe { HEAP.alloc(l).cast() },
-        Err(_) => core::ptr::null_mut(),
+pub extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
+    if alignment.is_power_of_two() { aligned(alignment, size) } else { invalid() }
+}
+
+/// [`aligned_alloc`]; as in glibc, an alignment that is no power of two counts as the next one.
+#[unsafe(no_mangle)]
+pub extern "C" fn memalign(alignment: usize, size: usize) -> *mut c_void {
+    match alignment.checked_next_power_of_two() {
+        Some(alignment) => aligned(alignment, size),
+        None => invalid(),
     }
 }
-#[unsafe(no_mangle)]
-pub extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
-    memalign(align, size)
-}
+
+/// A block of `size` bytes at the start of an OS page. Null with `ENOMEM` if there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn valloc(size: usize) -> *mut c_void {
-    memalign(4096, size)
+    aligned(os_page_size(), size)
 }
+
+/// [`valloc`] of as many whole OS pages as hold `size` bytes, at least one.
 #[unsafe(no_mangle)]
-pub extern "C" fn malloc_usable_size(p: *mut c_void) -> usize {
-    unsafe { HEAP.usable_size(p.cast()) }
+pub extern "C" fn pvalloc(size: usize) -> *mut c_void {
+    let page_size = os_page_size();
+    match size.max(1).checked_next_multiple_of(page_size) {
+        Some(bytes) => aligned(page_size, bytes),
+        None => out_of_memory(),
+    }
+}
+
+/// Bytes that the block has room for, at least as many as were asked for; 0 for null.
+///
+/// # Safety
+/// `block` is null or a live block.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
+    // SAFETY: the caller's contract is the same.
+    keeping_errno(|| unsafe { HEAP.usable_size(block.cast()) })
+}
+
+fn aligned(alignment: usize, size: usize) -> *mut c_void {
+    failing_with_enomem(|| HEAP.malloc_aligned(size, alignment))
+}
+
+fn os_page_size() -> usize {
+    // SAFETY: sysconf has no preconditions.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+#[cold]
+fn out_of_memory() -> *mut c_void {
+    set_errno(libc::ENOMEM);
+    core::ptr::null_mut()
+}
+
+#[cold]
+fn invalid() -> *mut c_void {
+    set_errno(libc::EINVAL);
+    core::ptr::null_mut()
+}
+
+/// Ends the process: a bug of the allocator was found out by an assertion.
+#[cfg(panic = "abort")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    const TEXT: &[u8] = b"libpma: an assertion of the allocator failed\n";
+    // SAFETY: the text is readable; abort has no preconditions.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, TEXT.as_ptr().cast(), TEXT.len());
+        libc::abort()
+    }
 }

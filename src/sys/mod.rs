@@ -122,7 +122,11 @@ pub(crate) fn this_thread() -> usize {
 }
 
 /// Has functions called whenever the process forks: before it, and after it in the parent and in the child.
-pub(crate) fn at_fork(prepare: extern "C" fn(), in_parent: extern "C" fn(), in_child: extern "C" fn()) -> bool {
+pub(crate) fn at_fork(
+    prepare: extern "C" fn(),
+    in_parent: extern "C" fn(),
+    in_child: extern "C" fn(),
+) -> bool {
     // SAFETY: the functions are there for as long as the program, or the library, is.
     unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) == 0 }
 }
