@@ -141,7 +141,7 @@ fn alloc_slow(layout: Layout) -> *mut u8 {
     let Some(heap) = heap() else { return ptr::null_mut() };
     match BuildGeometry.class_of(layout) {
         ClassIndex::NONE => heap.alloc_run(layout, false),
-        class => match thread_cache::current_or_made(heap) {
+        class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => cache.alloc_slow(heap, class),
             None => heap.alloc_block(Tag::new(ShardIndex(0), class)),
         },
@@ -175,7 +175,7 @@ fn dealloc_slow(ptr: *mut u8, layout: Layout) {
         return heap.dealloc_run(address, Some(layout));
     }
     let tag = heap.tag_for_free(address, class);
-    match thread_cache::current_or_made(heap) {
+    match thread_cache::current_or_made(heap, Some(tag.shard())) {
         Some(cache) => cache.dealloc_slow(heap, tag, address),
         None => heap.put_all(class, core::slice::from_mut(&mut address)),
     }

@@ -1,6 +1,7 @@
 //! A heap: an arena, its page table, and the locks.
 //!
-//! Lock order: a bin, then the runs. Never two bins at a time, but for [`Heap::check`], which takes all in order.
+//! Lock order: a bin, then the runs. A second bin is only tried for, never waited for, but by [`Heap::check`], which
+//! takes all in order.
 
 use crate::arena::Arena;
 use crate::fault;
@@ -241,7 +242,9 @@ impl<G: Geometry> Heap<G> {
         })
     }
 
-    /// Locks the bins of the first `shards` shards, then the runs, until [`unlock_all`](Self::unlock_all).
+    /// Locks the bins of the first `shards` shards, then the runs, until [`unlock_all`](Self::unlock_all). If no thread
+    /// works in another shard, no lock is held by anyone else then: who has a bin of another shard for a moment has one
+    /// of these, or the runs, for longer.
     pub(crate) fn lock_all(&self, shards: usize) {
         for tag in self.tags_of(shards) {
             mem::forget(self.bin(tag));
@@ -355,7 +358,7 @@ impl<G: Geometry> Heap<G> {
             let page = match bin.fullest() {
                 Some(page) => page,
                 None if taken > 0 => break,
-                None => match self.claim_divided(&mut bin, tag) {
+                None => match self.adopt(&mut bin, tag).or_else(|| self.claim_divided(&mut bin, tag)) {
                     Some(page) => page,
                     None => break,
                 },
@@ -366,6 +369,19 @@ impl<G: Geometry> Heap<G> {
             divided.settle();
         }
         taken
+    }
+
+    /// Moves a page that another shard can spare to `bin`. The blocks that a thread has left behind, or handed to
+    /// others, are used up before memory is.
+    fn adopt(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
+        (1..self.shards).find_map(|distance| {
+            let shard = (tag.shard().0 as usize + distance) % self.shards;
+            // Out of order, so only if nobody has it.
+            let mut other = self.locked_bin(Tag::new(ShardIndex(shard as u8), tag.class())).try_lock()?;
+            let page = other.spare()?;
+            self.table.transfer(&mut other, bin, tag, page);
+            Some(page)
+        })
     }
 
     fn claim_divided(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {

@@ -37,6 +37,12 @@ impl<T> Lock<T> {
         }
     }
 
+    /// The lock, if nobody holds it: for a second lock out of order.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
+        self.mutex.try_lock()
+    }
+
     /// The value of a lock whose guard was forgotten.
     ///
     /// # Safety

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 
 /// Sizes handed out: powers of two from the least to the most.
 const LEAST: usize = 32;
-const MOST: usize = 16 << 10;
+pub(crate) const MOST: usize = 16 << 10;
 const SIZES: usize = (MOST / LEAST).ilog2() as usize + 1;
 /// The first mapping; each is as large as all before it, so that few are needed.
 const FIRST_MAPPING: usize = 256 << 10;

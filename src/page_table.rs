@@ -131,17 +131,28 @@ pub struct Bin {
     heads: [Link; LISTS],
     /// Divided pages of this class and shard, listed or not.
     pages: u32,
+    /// Those of them that are in a list.
+    listed: u32,
 }
 
 impl Bin {
     /// A bin without pages: all zeros.
     pub const fn new() -> Bin {
-        Bin { heads: [Link::END; LISTS], pages: 0 }
+        Bin { heads: [Link::END; LISTS], pages: 0, listed: 0 }
     }
 
     /// The first page of the fullest list that has one.
     pub fn fullest(&self) -> Option<PageIndex> {
         self.heads.iter().find_map(|head| head.page())
+    }
+
+    /// A page with at least a quarter of its blocks free, the emptiest list first, that the bin can spare: it has
+    /// another one with free blocks.
+    pub fn spare(&self) -> Option<PageIndex> {
+        if self.listed < 2 {
+            return None;
+        }
+        self.heads[LISTS / 2..].iter().rev().find_map(|head| head.page())
     }
 
     /// Divided pages of this class and shard.
@@ -371,8 +382,8 @@ impl<G: Geometry> PageTable<G> {
         self.base + (page.get() << self.geometry.page_shift())
     }
 
-    /// Class and shard of `page`, if it is Divided. May be read at any time; it does not change while a block of
-    /// the page is live.
+    /// Class and shard of `page`, if it is Divided. May be read at any time. While a block of the page is live the
+    /// class does not change; the shard may, unless its bin is locked.
     #[inline]
     pub fn tag(&self, page: PageIndex) -> Tag {
         debug_assert!(page.0 < self.capacity.0);
@@ -471,6 +482,16 @@ impl<G: Geometry> PageTable<G> {
         runs.release(page, PageCount(1));
     }
 
+    /// Moves a Divided page to the bin of another shard, `to`, which is that of `tag`.
+    pub fn transfer(&self, from: &mut Bin, to: &mut Bin, tag: Tag, page: PageIndex) {
+        debug_assert_eq!(self.tag(page).class(), tag.class());
+        self.relist(from, page, 0);
+        from.pages -= 1;
+        to.pages += 1;
+        self.set_tag(page, tag);
+        self.divided(to, page).settle();
+    }
+
     /// The Divided page `page`, whose class and shard are those of `bin`.
     #[inline]
     pub fn divided<'a>(&'a self, bin: &'a mut Bin, page: PageIndex) -> DividedPage<'a, G> {
@@ -499,9 +520,11 @@ impl<G: Geometry> PageTable<G> {
                     (*self.header(next)).previous = header.previous;
                 }
                 (header.next, header.previous) = (Link::END, Link::END);
+                bin.listed -= 1;
             }
             header.list = list;
             if list != 0 {
+                bin.listed += 1;
                 let head = &mut bin.heads[list as usize - 1];
                 header.next = *head;
                 if let Some(next) = head.page() {
@@ -640,6 +663,9 @@ impl<G: Geometry> PageTable<G> {
                 }
                 (previous, next) = (Link::to(page), header.next);
             }
+        }
+        if listed != bin.listed as usize {
+            return Err(Violation { what: "a bin's count of listed pages is wrong", page: PageIndex(0) });
         }
         Ok(listed)
     }

@@ -43,7 +43,7 @@ const LID: usize = 1;
 static NO_STACK: [AtomicUsize; 2] = [AtomicUsize::new(BOTTOM), AtomicUsize::new(LID)];
 
 const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS);
-const_assert!(size_of::<ThreadCache>() <= 8 << 10); // a piece of metadata; two OS pages, of which one is touched at first
+const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
 /// Where a stack's words are: `BOTTOM`, slots, `LID`.
 struct Words {
@@ -123,12 +123,20 @@ static REGISTRY: Lock<Registry> =
 impl Registry {
     /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
     /// goes on with the pages that the last one left half empty.
-    fn join(&mut self) -> ShardIndex {
+    ///
+    /// A thread that begins by freeing a block has taken over somebody's data, and is to free more of it: it joins
+    /// the shard of that block, unless that is crowded.
+    fn join(&mut self, of_freed: Option<ShardIndex>) -> ShardIndex {
         let mut least = 0;
         for shard in 1..SHARDS {
             if self.of_shard[shard] < self.of_shard[least] {
                 least = shard;
             }
+        }
+        if let Some(ShardIndex(shard)) = of_freed
+            && self.of_shard[shard as usize] <= self.of_shard[least] + 1
+        {
+            least = shard as usize;
         }
         self.of_shard[least] += 1;
         self.shards = self.shards.max(least + 1);
@@ -399,8 +407,12 @@ impl ThreadCache {
     }
 }
 
-/// The calling thread's cache, made if it has none; `None` if it is to have none.
-pub(crate) fn current_or_made<'a>(heap: &'static Heap<BuildGeometry>) -> Option<&'a ThreadCache> {
+/// The calling thread's cache, made if it has none; `None` if it is to have none. `of_freed` is the shard of the
+/// block that the thread frees, if that is what it is about to do.
+pub(crate) fn current_or_made<'a>(
+    heap: &'static Heap<BuildGeometry>,
+    of_freed: Option<ShardIndex>,
+) -> Option<&'a ThreadCache> {
     let cache = current();
     if !cache.is_sentinel() {
         return Some(cache);
@@ -408,15 +420,15 @@ pub(crate) fn current_or_made<'a>(heap: &'static Heap<BuildGeometry>) -> Option<
     if !tls::AVAILABLE || ptr::eq(cache, &raw const GONE.0) {
         return None;
     }
-    make(heap)
+    make(heap, of_freed)
 }
 
-fn make<'a>(heap: &'static Heap<BuildGeometry>) -> Option<&'a ThreadCache> {
+fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) -> Option<&'a ThreadCache> {
     let key = exit_key()?;
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
     let table = heap.table();
     let mut registry = REGISTRY.lock();
-    let shard = registry.join();
+    let shard = registry.join(of_freed);
     // SAFETY: the piece is long enough and aligned, as it is larger than the alignment; the registry is locked.
     let cache = unsafe {
         piece.write(ThreadCache {

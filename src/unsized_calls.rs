@@ -180,7 +180,7 @@ fn free_slow(ptr: *mut u8) {
     let Some(heap) = heap() else { return };
     let mut address = ptr.addr();
     let Some(tag) = heap.tag_of(address) else { return heap.dealloc_run(address, None) };
-    match thread_cache::current_or_made(heap) {
+    match thread_cache::current_or_made(heap, Some(tag.shard())) {
         Some(cache) => cache.dealloc_slow(heap, tag, address),
         None => heap.put_all(tag.class(), slice::from_mut(&mut address)),
     }
