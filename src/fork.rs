@@ -27,9 +27,6 @@ const UNREGISTERED: usize = 0;
 /// No address of a thread.
 const REGISTERED: usize = 1;
 
-/// Shards whose bins the thread that forks has locked; changed only with the registry locked.
-static LOCKED_SHARDS: AtomicUsize = AtomicUsize::new(0);
-
 /// Registers the handlers, if no thread has done it, and returns when they are in place. False to the calls that
 /// registering itself gives rise to: the calling thread may use the heap all the same, but not publish it.
 pub(crate) fn register() -> bool {
@@ -53,10 +50,9 @@ pub(crate) fn register() -> bool {
 
 /// Before the fork: takes all locks, in the lock order.
 extern "C" fn prepare() {
-    let shards = thread_cache::lock_registry();
-    LOCKED_SHARDS.store(shards, Ordering::Relaxed);
+    thread_cache::lock_registry();
     if let Some(heap) = heap() {
-        heap.lock_all(shards);
+        heap.lock_all();
     }
     metadata::lock_pool();
 }
@@ -81,11 +77,11 @@ extern "C" fn in_child() {
 /// # Safety
 /// The locks are held by this thread.
 unsafe fn unlock() {
-    // SAFETY: as the caller says; the registry comes last, as it guards the number of shards.
+    // SAFETY: as the caller says; the registry comes last, as it keeps shards from coming into use.
     unsafe {
         metadata::unlock_pool();
         if let Some(heap) = heap() {
-            heap.unlock_all(LOCKED_SHARDS.load(Ordering::Relaxed));
+            heap.unlock_all();
         }
         thread_cache::unlock_registry();
     }

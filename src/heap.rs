@@ -16,6 +16,7 @@ use core::fmt;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Huge pages of the OS begin at multiples of this.
 const HUGE_PAGE: usize = 2 << 20;
@@ -58,6 +59,8 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     /// By shard, then class: the class locks.
     bins: NonNull<LockedBin>,
     shards: usize,
+    /// Shards, from the first one on, that may have pages. It only grows.
+    shards_in_use: AtomicUsize,
     /// Whether the last page of a class and shard stays Divided when its last block is freed.
     keeps_last_page: bool,
     arena: Arena,
@@ -198,7 +201,16 @@ impl<G: Geometry> Heap<G> {
             unsafe { PageTable::new(geometry, arena.start().addr().get(), pages, tables.start) };
         // SAFETY: the bins follow the table. Zeros are open locks of bins without pages.
         let bins = unsafe { tables.start.add(table_bytes).cast() };
-        Some(Heap { table, runs: Lock::new(runs), bins, shards, keeps_last_page, arena, tables })
+        Some(Heap {
+            table,
+            runs: Lock::new(runs),
+            bins,
+            shards,
+            shards_in_use: AtomicUsize::new(1),
+            keeps_last_page,
+            arena,
+            tables,
+        })
     }
 
     /// The page table.
@@ -229,24 +241,29 @@ impl<G: Geometry> Heap<G> {
         self.locked_bin(tag).lock()
     }
 
-    /// Every tag that a Divided page of this heap can have.
-    fn tags(&self) -> impl Iterator<Item = Tag> + use<G> {
-        self.tags_of(self.shards)
+    /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.
+    pub(crate) fn use_shard(&self, shard: ShardIndex) {
+        self.shards_in_use.fetch_max(shard.0 as usize + 1, Ordering::Relaxed);
+    }
+
+    fn shards_in_use(&self) -> usize {
+        self.shards_in_use.load(Ordering::Relaxed)
     }
 
     /// Every tag that a Divided page of the first `shards` shards can have.
-    fn tags_of(&self, shards: usize) -> impl Iterator<Item = Tag> + use<G> {
+    fn tags(&self, shards: usize) -> impl Iterator<Item = Tag> + use<G> {
         let classes = self.geometry().class_count();
         (0..shards).flat_map(move |shard| {
             (1..classes).map(move |class| Tag::new(ShardIndex(shard as u8), ClassIndex(class as u8)))
         })
     }
 
-    /// Locks the bins of the first `shards` shards, then the runs, until [`unlock_all`](Self::unlock_all). If no thread
-    /// works in another shard, no lock is held by anyone else then: who has a bin of another shard for a moment has one
-    /// of these, or the runs, for longer.
-    pub(crate) fn lock_all(&self, shards: usize) {
-        for tag in self.tags_of(shards) {
+    /// Locks all bins, then the runs, until [`unlock_all`](Self::unlock_all).
+    ///
+    /// The caller sees to it that no shard comes into use meanwhile. Bins of shards that are not in use are left out:
+    /// nobody has them.
+    pub(crate) fn lock_all(&self) {
+        for tag in self.tags(self.shards_in_use()) {
             mem::forget(self.bin(tag));
         }
         mem::forget(self.runs());
@@ -255,11 +272,11 @@ impl<G: Geometry> Heap<G> {
     /// Opens what [`lock_all`](Self::lock_all) locked.
     ///
     /// # Safety
-    /// This thread, or in a child process the one that forked, locked as many shards.
-    pub(crate) unsafe fn unlock_all(&self, shards: usize) {
+    /// This thread, or in a child process the one that forked, locked it.
+    pub(crate) unsafe fn unlock_all(&self) {
         // SAFETY: the caller's locks; no reference to what they guard was kept.
         unsafe {
-            self.tags_of(shards).for_each(|tag| self.locked_bin(tag).unlock_leaked());
+            self.tags(self.shards_in_use()).for_each(|tag| self.locked_bin(tag).unlock_leaked());
             self.runs.unlock_leaked();
         }
     }
@@ -374,8 +391,9 @@ impl<G: Geometry> Heap<G> {
     /// Moves a page that another shard can spare to `bin`. The blocks that a thread has left behind, or handed to
     /// others, are used up before memory is.
     fn adopt(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
-        (1..self.shards).find_map(|distance| {
-            let shard = (tag.shard().0 as usize + distance) % self.shards;
+        let shards = self.shards_in_use();
+        (1..shards).find_map(|distance| {
+            let shard = (tag.shard().0 as usize + distance) % shards;
             // Out of order, so only if nobody has it.
             let mut other = self.locked_bin(Tag::new(ShardIndex(shard as u8), tag.class())).try_lock()?;
             let page = other.spare()?;
@@ -550,13 +568,13 @@ impl<G: Geometry> Heap<G> {
     /// # Errors
     /// The first invariant that does not hold, and the page it was seen at.
     pub fn check(&self) -> Result<Census, Violation> {
-        for tag in self.tags() {
+        for tag in self.tags(self.shards) {
             mem::forget(self.bin(tag));
         }
         let runs = self.runs();
         let mut listed = 0;
         let mut broken = None;
-        for tag in self.tags() {
+        for tag in self.tags(self.shards) {
             // SAFETY: the lock is held by this thread, which leaked its guard above, and no other reference to the bin
             // is alive.
             let bin = unsafe { self.locked_bin(tag).leaked() };
@@ -567,7 +585,7 @@ impl<G: Geometry> Heap<G> {
         }
         // SAFETY: all bins and the runs are locked by this thread.
         let census = unsafe { self.table.check(&runs) };
-        for tag in self.tags() {
+        for tag in self.tags(self.shards) {
             // SAFETY: as above; the lock is not used after this.
             unsafe { self.locked_bin(tag).unlock_leaked() };
         }
@@ -596,7 +614,7 @@ impl<G: Geometry> Heap<G> {
     /// Bytes of the page table for the committed pages, and of the bins.
     pub(crate) fn table_bytes(&self) -> usize {
         let frontier = self.runs().frontier();
-        let bins = self.shards * self.geometry().class_count();
+        let bins = self.shards_in_use() * self.geometry().class_count();
         PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
     }
 

@@ -86,6 +86,7 @@ pub(crate) struct Sentinel(pub(crate) ThreadCache);
 // SAFETY: nothing of a sentinel is ever changed.
 unsafe impl Sync for Sentinel {}
 
+#[allow(clippy::declare_interior_mutable_const)] // to be written down once, for two statics
 const SENTINEL: Sentinel = Sentinel(ThreadCache {
     base: 0,
     pages: 0,
@@ -110,15 +111,12 @@ struct Registry {
     first: *const ThreadCache,
     /// Caches alive, by shard.
     of_shard: [u32; SHARDS],
-    /// Shards that ever had a cache: no others have pages.
-    shards: usize,
 }
 
 // SAFETY: the registry holds addresses; who follows them holds its lock.
 unsafe impl Send for Registry {}
 
-static REGISTRY: Lock<Registry> =
-    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], shards: 0 });
+static REGISTRY: Lock<Registry> = Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS] });
 
 impl Registry {
     /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
@@ -139,7 +137,6 @@ impl Registry {
             least = shard as usize;
         }
         self.of_shard[least] += 1;
-        self.shards = self.shards.max(least + 1);
         ShardIndex(least as u8)
     }
 }
@@ -176,6 +173,7 @@ fn most_words(class: ClassIndex) -> usize {
 }
 
 impl Stacks {
+    #[allow(clippy::declare_interior_mutable_const)] // copied into each cache
     const NONE: Stacks = Stacks {
         tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut usize) }; CLASS_COUNT],
         words: [const { Words { start: AtomicPtr::new(ptr::null_mut()), len: AtomicU32::new(0) } };
@@ -222,6 +220,7 @@ impl Stacks {
     }
 
     /// The slots of a class, from the bottom up, and how many of them are in use.
+    #[allow(clippy::mut_from_ref)] // the slots are this thread's alone, and it uses them one function at a time
     fn slots(&self, class: ClassIndex) -> (&mut [usize], usize) {
         let words = &self.words[class.get()];
         let (start, len) = (words.start.load(Relaxed), words.len.load(Relaxed) as usize);
@@ -429,6 +428,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
     let table = heap.table();
     let mut registry = REGISTRY.lock();
     let shard = registry.join(of_freed);
+    heap.use_shard(shard);
     // SAFETY: the piece is long enough and aligned, as it is larger than the alignment; the registry is locked.
     let cache = unsafe {
         piece.write(ThreadCache {
@@ -503,13 +503,9 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };
 }
 
-/// Locks the registry until [`unlock_registry`], and returns how many shards, from the first one on, may have pages.
-pub(crate) fn lock_registry() -> usize {
-    let registry = REGISTRY.lock();
-    // Threads without a cache use the first shard.
-    let shards = registry.shards.max(1);
-    mem::forget(registry);
-    shards
+/// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile.
+pub(crate) fn lock_registry() {
+    mem::forget(REGISTRY.lock());
 }
 
 /// Opens the registry again.
