@@ -6,8 +6,8 @@
 //! pool are never held together with another lock otherwise. Parent and child open them again. Heaps made by
 //! [`HeapOptions`](crate::HeapOptions) are their owners' concern.
 //!
-//! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most
-//! 2 MiB a thread, mostly far less. To flush them would not be safe. Nothing locks a cache but that its thread alone
+//! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most what
+//! a cache has slots for, mostly far less. To flush them would not be safe. Nothing locks a cache but that its thread alone
 //! uses it, and the other threads go on while the system copies the address space, one OS page after another: a block
 //! that was on its way from one thread to another may be in both of their caches, or in use and in a cache. What
 //! the locks guard is copied while it stands still.

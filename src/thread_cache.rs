@@ -215,8 +215,17 @@ impl Stacks {
             slot.write(address);
             top.store(slot, Relaxed);
         }
-        prefetch_for_writing(address);
         true
+    }
+
+    /// [`push`](Self::push) of a block that this thread is to hand out again.
+    #[inline(always)]
+    fn push_warm(&self, class: ClassIndex, address: usize) -> bool {
+        let pushed = self.push(class, address);
+        if pushed {
+            prefetch_for_writing(address);
+        }
+        pushed
     }
 
     /// The slots of a class, from the bottom up, and how many of them are in use.
@@ -306,7 +315,7 @@ impl ThreadCache {
         debug_assert!(class.get() < CLASS_COUNT);
         // SAFETY: every class has an expected tag.
         let expected = unsafe { *self.expected.get_unchecked(class.get()) };
-        self.tag_of(address) == Some(expected) && self.local.push(class, address)
+        self.tag_of(address) == Some(expected) && self.local.push_warm(class, address)
     }
 
     /// [`push`](Self::push) for a block whose class only the page table knows.
@@ -316,7 +325,7 @@ impl ThreadCache {
         // The class if the page is of this shard, else more than any class. The stack of class 0, which pages that
         // are not Divided have in shard 0, is always full.
         let class = tag.bits() ^ self.shard_bits;
-        class < CLASS_COUNT as u16 && self.local.push(ClassIndex(class as u8), address)
+        class < CLASS_COUNT as u16 && self.local.push_warm(ClassIndex(class as u8), address)
     }
 
     /// The tag of the page that `address` lies in, if that is in the arena.

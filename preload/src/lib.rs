@@ -9,9 +9,9 @@
 //! frame: what is not done by then is a jump to a cold function, which is where `errno` comes in.
 //!
 //! C++'s operators `new` and `delete` are not among the exports. Those of libstdc++ and libc++ call `malloc`,
-//! `aligned_alloc` and `free`, see to the new-handler and throw `bad_alloc`, which this language cannot. To export
-//! `delete` alone would save it a jump, and break every program that has operators of its own in a library: `new`
-//! would be that library's and `delete` this one's, as a preloaded library comes first.
+//! `aligned_alloc` and `free`, see to the new-handler and throw `bad_alloc`, which this language cannot; it costs them
+//! two jumps. The operators of a preloaded library would moreover take the place of some of those that a program or
+//! one of its libraries has of its own, and not of others: what one allocator gave, another would get back.
 //!
 //! No function here calls another one by its exported name: that would lead to whichever library comes first, and
 //! the compiler believes to know what `malloc` does.

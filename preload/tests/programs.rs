@@ -1,0 +1,220 @@
+//! Programs that run on the preloaded library: this one among others.
+
+#[path = "../../tests/common/child.rs"]
+mod child;
+mod common;
+#[path = "../../tests/common/fork_storm.rs"]
+mod fork_storm;
+#[path = "../../tests/common/pattern.rs"]
+mod pattern;
+#[path = "../../tests/common/random.rs"]
+mod random;
+
+use child::{in_child, text};
+use core::ffi::{CStr, c_void};
+use pattern::{fill, verify};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::{env, io, mem, ptr, thread};
+
+/// Has `command` run on the library, with `others` preloaded before it and after it.
+fn preload(command: &mut Command, before: &[&Path], after: &[&Path]) {
+    let all: Vec<_> = [before, &[common::library()], after].concat();
+    command.env("LD_PRELOAD", env::join_paths(all).unwrap());
+}
+
+/// Runs a part of a test in this program, started anew on the library, and asserts that it ends well.
+fn on_library<F: FnOnce()>(body: F) {
+    assert_ended_well(&in_child(|command| preload(command, &[], &[]), body));
+}
+
+fn assert_ended_well(output: &Output) {
+    assert!(output.status.success(), "{:?}\n{}", output.status, text(&output.stderr));
+}
+
+/// The file that the C function `malloc` of this process is in.
+fn malloc_is_in() -> String {
+    // SAFETY: zeros are a valid value, which dladdr may change.
+    unsafe {
+        let mut info: libc::Dl_info = mem::zeroed();
+        let malloc = libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr());
+        assert_ne!(libc::dladdr(malloc, &mut info), 0);
+        CStr::from_ptr(info.dli_fname).to_str().unwrap().to_string()
+    }
+}
+
+#[test]
+fn a_program_allocates_from_the_preloaded_library() {
+    on_library(|| {
+        assert!(malloc_is_in().ends_with("libpma.so"), "malloc is in {}", malloc_is_in());
+        let words: HashMap<usize, String> = (0..10_000).map(|word| (word, "x".repeat(word % 100))).collect();
+        assert!(words.iter().all(|(word, text)| text.len() == word % 100));
+    });
+}
+
+/// Blocks that were allocated before any constructor of a library ran.
+static EARLY: [AtomicPtr<c_void>; 500] = [const { AtomicPtr::new(ptr::null_mut()) }; 500];
+
+fn early_size(number: usize) -> usize {
+    1 + number * number % 70_000
+}
+
+extern "C" fn allocate_early() {
+    for (number, block) in EARLY.iter().enumerate() {
+        // SAFETY: malloc has no preconditions; the block is that long.
+        unsafe {
+            let early = libc::malloc(early_size(number));
+            if !early.is_null() {
+                fill(early.cast(), early_size(number), number);
+            }
+            block.store(early, Ordering::Relaxed);
+        }
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".preinit_array")]
+static PREINIT: extern "C" fn() = allocate_early;
+
+#[test]
+fn memory_is_served_before_the_first_constructor() {
+    on_library(|| {
+        for (number, block) in EARLY.iter().enumerate() {
+            let block = block.load(Ordering::Relaxed);
+            assert!(!block.is_null());
+            // SAFETY: the block is live and as long as that, and was filled.
+            unsafe {
+                verify(block.cast(), early_size(number), number);
+                libc::free(block);
+            }
+        }
+    });
+}
+
+/// Allocates when its thread ends.
+struct Late(Vec<Vec<u8>>);
+
+static LATE: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let more: Vec<Vec<u8>> = (0..500).map(|size| vec![7; 1 + size * 3]).collect();
+        assert!(self.0.iter().chain(&more).all(|bytes| bytes.iter().all(|&byte| byte == 7)));
+        LATE.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The destructor of a thread-specific value, which is called after that of the library's own key, and again in each
+/// round in which there is a value.
+unsafe extern "C" fn late_value(value: *mut c_void) {
+    // SAFETY: the value is a Box that was given up for this.
+    let late = unsafe { Box::from_raw(value.cast::<Late>()) };
+    assert!(late.0.len() == 500);
+    drop(late);
+}
+
+#[test]
+fn threads_allocate_and_free_until_their_last_destructor() {
+    std::thread_local! {
+        static VALUE: RefCell<Option<Late>> = const { RefCell::new(None) };
+    }
+    on_library(|| {
+        let mut key = 0;
+        // SAFETY: the key is written; the destructor gets the values that are set below.
+        assert_eq!(unsafe { libc::pthread_key_create(&mut key, Some(late_value)) }, 0);
+        for _ in 0..50 {
+            thread::spawn(move || {
+                let late = || Late((0..500).map(|size| vec![7; 1 + size * 2]).collect());
+                VALUE.with(|value| *value.borrow_mut() = Some(late()));
+                // SAFETY: the key exists; its destructor takes the box.
+                unsafe { libc::pthread_setspecific(key, Box::into_raw(Box::new(late())).cast()) };
+            })
+            .join()
+            .unwrap();
+        }
+        assert_eq!(LATE.load(Ordering::Relaxed), 100);
+    });
+}
+
+#[test]
+fn children_forked_while_threads_allocate_allocate_too() {
+    on_library(|| fork_storm::storm(|| ()));
+}
+
+#[test]
+fn programs_started_by_a_program_whose_threads_allocate_run_on_the_library_too() {
+    on_library(|| {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        let held: Vec<Vec<u8>> = (0..1000).map(|size| vec![1; size]).collect();
+                        let output = Command::new("sh")
+                            .args(["-c", "cat /proc/self/maps | grep libpma"])
+                            .output()
+                            .unwrap();
+                        assert!(output.status.success(), "{output:?}");
+                        drop(held);
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// Where compilers put what they make.
+fn made(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// Compiles a file of this directory; false, with a message, if there is no such compiler.
+fn compile(compiler: &str, source: &str, arguments: &[&str], output: &Path) -> bool {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
+    // A child that comes by here again runs on the output.
+    let new = output.with_extension(std::process::id().to_string());
+    let mut command = Command::new(compiler);
+    match command.args(["-O1", "-o"]).args([&new, &source]).args(arguments).status() {
+        Ok(status) => {
+            assert!(status.success(), "{command:?}: {status}");
+            std::fs::rename(new, output).unwrap();
+            true
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            eprintln!("skipped: there is no compiler {compiler}");
+            false
+        }
+        Err(error) => panic!("{command:?}: {error}"),
+    }
+}
+
+#[test]
+fn fork_handlers_of_libraries_that_are_up_earlier_allocate() {
+    let early = made("early.so");
+    if !compile("cc", "early.c", &["-shared", "-fPIC", "-ldl", "-pthread"], &early) {
+        return;
+    }
+    for (before, after) in [(&[&*early][..], &[][..]), (&[], &[&*early])] {
+        let output = in_child(
+            |command| {
+                preload(command, before, after);
+                command.env("PMA_TEST_FORKS", "20");
+            },
+            || fork_storm::storm(|| ()),
+        );
+        assert_ended_well(&output);
+    }
+}
+
+#[test]
+fn cpp_allocates_from_the_library_and_throws_when_it_has_no_more() {
+    let program = made("operators");
+    if !compile("c++", "operators.cc", &["-std=c++17", "-pthread"], &program) {
+        return;
+    }
+    let mut command = Command::new(program);
+    preload(&mut command, &[], &[]);
+    assert_ended_well(&command.output().expect("the program can be started"));
+}
