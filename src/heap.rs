@@ -434,7 +434,12 @@ impl<G: Geometry> Heap<G> {
             let mut divided = self.table.divided(&mut bin, page);
             match divided.put(&blocks[at..others]) {
                 Ok(put) => at += put,
-                Err((put, misuse)) => fault::misuse(misuse, blocks[at + put], Some(divided.state())),
+                Err((put, misuse)) => {
+                    let state = divided.state();
+                    // Open, as somebody may handle the signal.
+                    drop(bin);
+                    fault::misuse(misuse, blocks[at + put], Some(state));
+                }
             }
             let live = divided.live();
             divided.settle();
@@ -516,16 +521,14 @@ impl<G: Geometry> Heap<G> {
 
     /// Frees the run at `address`; with `layout`, only if that is what it was allocated with.
     pub(crate) fn dealloc_run(&self, address: usize, layout: Option<Layout>) {
-        let mut runs = self.runs();
-        let (head, count) = self.expect_run(&runs, address, layout);
+        let (mut runs, head, count) = self.expect_run(address, layout);
         self.table.release_multi(&mut runs, head, count);
     }
 
     /// Makes the run at `address` long enough for `new` where it stands, and no longer.
     pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> bool {
         let Some(new_count) = self.pages_for(new) else { return false };
-        let mut runs = self.runs();
-        let (head, count) = self.expect_run(&runs, address, old);
+        let (mut runs, head, count) = self.expect_run(address, old);
         let behind = runs.frontier() == head.plus(count) && new_count > count;
         if behind && self.find(&mut runs, PageCount(new_count.0 - count.0)).is_none() {
             return false;
@@ -533,20 +536,27 @@ impl<G: Geometry> Heap<G> {
         self.table.resize_multi(&mut runs, head, count, new_count)
     }
 
-    /// The run at `address`, which was allocated with `layout` if one is given. Ends the process if there is none.
-    fn expect_run(&self, runs: &Runs, address: usize, layout: Option<Layout>) -> (PageIndex, PageCount) {
+    /// The run at `address`, which was allocated with `layout` if one is given, and the lock it is under. Ends the
+    /// process if there is none.
+    fn expect_run(
+        &self,
+        address: usize,
+        layout: Option<Layout>,
+    ) -> (Guard<'_, Runs<'static>>, PageIndex, PageCount) {
         let Some(head) = self.table.page_of(address) else {
             fault::misuse(Misuse::OutsideArena, address, None)
         };
-        let misuse = match self.table.multi_run(runs, head) {
+        let runs = self.runs();
+        let misuse = match self.table.multi_run(&runs, head) {
             Err(misuse) => misuse,
             Ok(_) if self.table.address_of(head) != address => Misuse::NotAtStart,
             Ok(count) if layout.is_some_and(|layout| self.pages_for(layout) != Some(count)) => {
                 Misuse::WrongLayout
             }
-            Ok(count) => return (head, count),
+            Ok(count) => return (runs, head, count),
         };
-        fault::misuse(misuse, address, self.table.undivided_state(runs, head))
+        drop(runs);
+        fault::misuse(misuse, address, Some(self.page_state(head)))
     }
 
     /// Bytes that the live block or run at `address` has room for. Ends the process if there is none.
@@ -554,7 +564,7 @@ impl<G: Geometry> Heap<G> {
         if let Some(tag) = self.tag_of(address) {
             return self.geometry().classes().block(tag.class());
         }
-        let (_, count) = self.expect_run(&self.runs(), address, None);
+        let (_, _, count) = self.expect_run(address, None);
         count.bytes(self.geometry().page_shift())
     }
 

@@ -364,8 +364,7 @@ mod global {
 
     #[test]
     fn a_block_as_a_run() {
-        // Which page it is, only the lock of the block's class could tell.
-        dies_of(OTHER_LAYOUT, "", || free_at_last(alloc(BLOCK), RUN));
+        dies_of(OTHER_LAYOUT, DIVIDED, || free_at_last(alloc(BLOCK), RUN));
     }
 
     #[test]
