@@ -1,0 +1,3 @@
+//! The workloads over jemalloc.
+
+compare::main!(tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc);

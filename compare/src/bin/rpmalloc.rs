@@ -1,0 +1,3 @@
+//! The workloads over rpmalloc.
+
+compare::main!(rpmalloc::RpMalloc = rpmalloc::RpMalloc);

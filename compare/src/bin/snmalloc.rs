@@ -1,0 +1,3 @@
+//! The workloads over snmalloc.
+
+compare::main!(snmalloc_rs::SnMalloc = snmalloc_rs::SnMalloc);

@@ -1,0 +1,19 @@
+//! The workloads over the system's allocator.
+
+compare::main!(std::alloc::System = std::alloc::System, version: version());
+
+/// The C library's, where it can be asked.
+#[cfg(target_env = "gnu")]
+fn version() -> Option<String> {
+    unsafe extern "C" {
+        safe fn gnu_get_libc_version() -> *const std::ffi::c_char;
+    }
+    // SAFETY: glibc returns a string constant.
+    let version = unsafe { std::ffi::CStr::from_ptr(gnu_get_libc_version()) };
+    Some(format!("glibc {}", version.to_string_lossy()))
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn version() -> Option<String> {
+    None
+}
