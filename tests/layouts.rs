@@ -328,3 +328,38 @@ fn a_run_grows_and_shrinks_in_place_where_there_is_room() {
     }
     assert_eq!(heap.check().unwrap().free_pages, 16);
 }
+
+#[test]
+fn a_run_at_the_end_of_what_is_committed_grows_in_place_although_there_are_holes_below() {
+    const MIB: usize = 1 << 20;
+    let heap = HeapOptions::new().capacity(8 * MIB).page_size(4096).build().unwrap();
+    let mib = layout(MIB, 8);
+    // SAFETY: every block is freed once, with the layout it has then.
+    unsafe {
+        let hole = heap.alloc(mib);
+        let run = heap.alloc(mib);
+        assert_eq!(heap.committed_bytes(), 2 * MIB);
+        heap.dealloc(hole, mib);
+        assert_eq!(heap.realloc(run, mib, MIB + MIB / 2), run);
+        heap.dealloc(run, layout(MIB + MIB / 2, 8));
+    }
+    heap.check().unwrap();
+}
+
+#[test]
+fn a_run_grows_in_place_over_what_is_committed_and_beyond() {
+    const MIB: usize = 1 << 20;
+    let heap = HeapOptions::new().capacity(8 * MIB).page_size(4096).build().unwrap();
+    // SAFETY: the block is resized from the layout it has, and freed with that which it has then.
+    unsafe {
+        let run = heap.alloc(layout(4096, 8));
+        assert!(heap.committed_bytes() < 8 * MIB);
+        fill(run, 4096, 1);
+        // There is room for no other as large.
+        let grown = heap.realloc(run, layout(4096, 8), 8 * MIB);
+        assert_eq!(grown, run);
+        verify(grown, 4096, 1);
+        heap.dealloc(grown, layout(8 * MIB, 8));
+    }
+    assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
+}

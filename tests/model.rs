@@ -133,6 +133,7 @@ impl HeapModel {
                 let layout_now = Layout::from_size_align(size, layout.align()).unwrap();
                 if resized.is_null() {
                     self.assert_full_for(layout_now);
+                    self.assert_no_room_behind(start, layout, layout_now);
                     // SAFETY: the block is as it was.
                     return unsafe { verify(start, layout.size(), seed) };
                 }
@@ -213,6 +214,22 @@ impl HeapModel {
                 );
             }
         }
+    }
+
+    /// Null for a run that is to grow is right only while it cannot do so where it stands.
+    fn assert_no_room_behind(&self, start: *mut u8, old: Layout, new: Layout) {
+        if self.geometry.class_of(old) != ClassIndex::NONE || new.size() > self.heap.reserved_bytes() {
+            return;
+        }
+        let page = self.heap.page_size();
+        let first = (start.addr() - self.heap.start().addr()) / page;
+        let pages = |layout: Layout| layout.size().max(1).div_ceil(page);
+        let mut behind = first + pages(old)..first + pages(new);
+        assert!(
+            behind.end > self.heap.pages().get()
+                || behind.any(|page| self.heap.page_state(PageIndex(page as u32)) != PageState::Free),
+            "{old:?} at page {first} could have become {new:?}"
+        );
     }
 
     /// Verifies the table, and its totals against the model's.

@@ -60,6 +60,15 @@ pub(crate) unsafe fn commit(start: NonNull<u8>, bytes: usize) -> bool {
     unsafe { libc::mprotect(start.as_ptr().cast(), bytes, libc::PROT_READ | libc::PROT_WRITE) == 0 }
 }
 
+/// Lets the system back memory with huge pages as it is touched. It may be refused, and no harm done.
+///
+/// # Safety
+/// The range is mapped and belongs to the caller.
+pub(crate) unsafe fn advise_huge(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: advice about memory of the caller, whose contents stay as they are.
+    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
 /// Gives a mapping, or part of one, back.
 ///
 /// # Safety
