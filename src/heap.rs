@@ -478,14 +478,20 @@ impl<G: Geometry> Heap<G> {
         if let Some(start) = runs.find(count) {
             return Some(start);
         }
-        let shift = self.geometry().page_shift();
         let more = PageCount(count.0 - runs.free_below_frontier().0);
+        if self.commit(runs, more) { runs.find(count) } else { None }
+    }
+
+    /// Commits at least `more` pages above the frontier; false if that cannot be.
+    fn commit(&self, runs: &mut Runs, more: PageCount) -> bool {
+        let shift = self.geometry().page_shift();
         if more > runs.unadded() {
-            return None;
+            return false;
         }
-        let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift))?;
-        runs.grow(PageCount(((committed >> shift) as u32).min(runs.unadded().0)));
-        runs.find(count)
+        let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));
+        let Some(bytes) = committed else { return false };
+        runs.grow(PageCount(((bytes >> shift) as u32).min(runs.unadded().0)));
+        true
     }
 
     /// Pages of a run for `layout`; `None` for more than any arena has.
@@ -529,9 +535,13 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> bool {
         let Some(new_count) = self.pages_for(new) else { return false };
         let (mut runs, head, count) = self.expect_run(address, old);
-        let behind = runs.frontier() == head.plus(count) && new_count > count;
-        if behind && self.find(&mut runs, PageCount(new_count.0 - count.0)).is_none() {
-            return false;
+        if new_count > count {
+            let more = PageCount(new_count.0 - count.0);
+            let free = runs.free_from(head.plus(count), more);
+            let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
+            if free < more && !(up_to_frontier && self.commit(&mut runs, PageCount(more.0 - free.0))) {
+                return false;
+            }
         }
         self.table.resize_multi(&mut runs, head, count, new_count)
     }

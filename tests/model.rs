@@ -10,8 +10,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, FileFailurePersistence};
 use std::alloc::Layout;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::panic;
 use std::ptr::NonNull;
+use std::sync::Once;
 
 #[path = "common/pattern.rs"]
 mod pattern;
@@ -19,6 +22,7 @@ use pattern::{fill, verify};
 
 /// Few cases of many operations: what goes wrong needs a history.
 fn config(cases: u32) -> Config {
+    report_panics_once();
     Config {
         cases,
         max_shrink_iters: 20_000,
@@ -26,6 +30,26 @@ fn config(cases: u32) -> Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..Config::default()
     }
+}
+
+/// Keeps quiet about the panics of the cases that are tried on the way to a minimal one, but for where the last was.
+fn report_panics_once() {
+    static QUIET: Once = Once::new();
+    thread_local! {
+        static LAST: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+    QUIET.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let text = panic.payload().downcast_ref::<String>();
+            if text.is_some_and(|text| text.contains("minimal failing input")) {
+                LAST.with_borrow(|last| eprintln!("panicked {last}"));
+                usual(panic);
+            } else {
+                LAST.set(panic.location().map(|at| format!("at {at}")).unwrap_or_default());
+            }
+        }));
+    });
 }
 
 /// What is asked of a heap.
@@ -218,7 +242,8 @@ impl HeapModel {
 
     /// Null for a run that is to grow is right only while it cannot do so where it stands.
     fn assert_no_room_behind(&self, start: *mut u8, old: Layout, new: Layout) {
-        if self.geometry.class_of(old) != ClassIndex::NONE || new.size() > self.heap.reserved_bytes() {
+        let grows = self.geometry.class_of(old) == ClassIndex::NONE && new.size() > old.size();
+        if !grows || new.size() > self.heap.reserved_bytes() {
             return;
         }
         let page = self.heap.page_size();
