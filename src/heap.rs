@@ -579,6 +579,9 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// What `page` is at this moment.
+    ///
+    /// # Panics
+    /// If the heap has no such page.
     pub fn page_state(&self, page: PageIndex) -> PageState {
         self.span_at(page).state
     }

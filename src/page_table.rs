@@ -258,6 +258,9 @@ pub struct Census {
 }
 
 /// The table of one arena. See the [module](self).
+///
+/// # Panics
+/// Methods that are given a page panic if the arena has none of that index; the heap gives them no such page.
 #[derive(Debug)]
 pub struct PageTable<G> {
     geometry: G,
@@ -386,19 +389,19 @@ impl<G: Geometry> PageTable<G> {
     /// class does not change; the shard may, unless its bin is locked.
     #[inline]
     pub fn tag(&self, page: PageIndex) -> Tag {
-        debug_assert!(page.0 < self.capacity.0);
+        assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: the page is one of the arena's, which all have a tag.
         Tag(unsafe { self.tags.add(page.get()).as_ref() }.load(Ordering::Relaxed))
     }
 
     fn set_tag(&self, page: PageIndex, tag: Tag) {
-        debug_assert!(page.0 < self.capacity.0);
+        assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: as in `tag`.
         unsafe { self.tags.add(page.get()).as_ref() }.store(tag.0, Ordering::Relaxed);
     }
 
     fn header(&self, page: PageIndex) -> *mut Header {
-        debug_assert!(page.0 < self.capacity.0);
+        assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: the page is one of the arena's, which all have a header.
         unsafe { self.headers.add(page.get()).as_ptr() }
     }
@@ -637,6 +640,7 @@ impl<G: Geometry> PageTable<G> {
     }
 
     fn bitmap_of(&self, page: PageIndex) -> NonNull<[u64]> {
+        assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: the page is one of the arena's, which all have a bitmap.
         let first = unsafe { self.bitmaps.add(page.get() * self.words_per_page) };
         NonNull::slice_from_raw_parts(first, self.words_per_page)
