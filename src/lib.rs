@@ -37,8 +37,8 @@
 //! ```text
 //! global.rs         PageAllocator: GlobalAlloc, and nothing but dispatch     unsized_calls.rs  the same for C
 //! thread_cache.rs   stacks of addresses, one cache a thread                  tls.rs            the pointer to it
-//! heap.rs           Heap: the locks, batches of blocks, runs of pages        spans, dump, stats: who reads it
-//! page_table.rs     what each page is; which of its blocks are free          size_class.rs     layout -> class
+//! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans, dump, stats: who reads it
+//! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs

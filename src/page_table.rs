@@ -19,6 +19,16 @@
 //! `&mut Runs` is needed to make a page Free or to take it from there, and `&mut Bin` to use the Divided pages of
 //! the bin's class and shard. Whoever locks those two has locked the table.
 
+mod bin;
+mod check;
+mod divided;
+
+pub use bin::Bin;
+pub use check::{Census, Violation};
+pub use divided::DividedPage;
+
+use bin::Link;
+
 use crate::runs::{Runs, Summary};
 use crate::size_class::{GRANULE, Geometry};
 use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
@@ -103,78 +113,6 @@ struct Header {
 const_assert_eq!(size_of::<Header>(), 28); // beside 64 KiB of memory; a field more is no harm
 const_assert!(align_of::<Header>() <= 8); // the storage is aligned to words
 
-/// A page in a list, or the end of it: 1 + the page's index, or 0.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Link(u32);
-
-impl Link {
-    const END: Link = Link(0);
-
-    fn to(page: PageIndex) -> Link {
-        Link(page.0 + 1)
-    }
-
-    fn page(self) -> Option<PageIndex> {
-        self.0.checked_sub(1).map(PageIndex)
-    }
-}
-
-/// Lists of a bin, from the pages with the fewest free blocks to the emptiest.
-const LISTS: usize = 4;
-
-/// The pages of one class and shard that have free blocks, by how full they are. A page whose blocks are all
-/// in use is in no list.
-///
-/// Blocks are taken from the fullest pages, so that the emptier ones drain and can be released.
-#[derive(Debug)]
-pub struct Bin {
-    heads: [Link; LISTS],
-    /// Divided pages of this class and shard, listed or not.
-    pages: u32,
-    /// Those of them that are in a list.
-    listed: u32,
-}
-
-impl Bin {
-    /// A bin without pages: all zeros.
-    pub const fn new() -> Bin {
-        Bin { heads: [Link::END; LISTS], pages: 0, listed: 0 }
-    }
-
-    /// The first page of the fullest list that has one.
-    pub fn fullest(&self) -> Option<PageIndex> {
-        self.heads.iter().find_map(|head| head.page())
-    }
-
-    /// A page with at least a quarter of its blocks free, the emptiest list first, that the bin can spare: it has
-    /// another one with free blocks.
-    pub fn spare(&self) -> Option<PageIndex> {
-        if self.listed < 2 {
-            return None;
-        }
-        self.heads[LISTS / 2..].iter().rev().find_map(|head| head.page())
-    }
-
-    /// Divided pages of this class and shard.
-    pub fn pages(&self) -> usize {
-        self.pages as usize
-    }
-
-    /// The list for a page with `free` of `capacity` blocks free, as in [`Header::list`].
-    fn list_of(free: usize, capacity: usize) -> u8 {
-        if free == 0 {
-            return 0;
-        }
-        1 + u8::from(free >= capacity / 8) + u8::from(free >= capacity / 4) + u8::from(free >= capacity / 2)
-    }
-}
-
-impl Default for Bin {
-    fn default() -> Bin {
-        Bin::new()
-    }
-}
-
 /// What a page is, with the figures that belong to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PageState {
@@ -227,34 +165,6 @@ impl fmt::Display for Misuse {
             Misuse::WrongLayout => "freed a block with the layout of another size class",
         })
     }
-}
-
-/// An invariant that does not hold, and the page (or the first page concerned) where it was seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Violation {
-    /// What should hold and does not.
-    pub what: &'static str,
-    /// Where.
-    pub page: PageIndex,
-}
-
-/// Totals of a verified table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Census {
-    /// Pages not in use, those above the frontier included.
-    pub free_pages: usize,
-    /// Divided pages.
-    pub divided_pages: usize,
-    /// Pages of Multi runs.
-    pub multi_pages: usize,
-    /// Multi runs.
-    pub runs: usize,
-    /// Blocks handed out, those in thread caches included.
-    pub live_blocks: usize,
-    /// Bytes in those blocks.
-    pub live_block_bytes: usize,
-    /// Divided pages with free blocks: each is in exactly one list.
-    pub listed_pages: usize,
 }
 
 /// The table of one arena. See the [module](self).
@@ -505,39 +415,6 @@ impl<G: Geometry> PageTable<G> {
         DividedPage { table: self, page, tag, bin, header }
     }
 
-    /// Moves `page` to list `list` of its bin (as in [`Header::list`]), if it is not there.
-    fn relist(&self, bin: &mut Bin, page: PageIndex, list: u8) {
-        // SAFETY: the page, and each page of a list, is a Divided one of this bin; the references do not overlap, as
-        // a page is not its own neighbour.
-        unsafe {
-            let header = &mut *self.header(page);
-            if header.list == list {
-                return;
-            }
-            if header.list != 0 {
-                match header.previous.page() {
-                    Some(previous) => (*self.header(previous)).next = header.next,
-                    None => bin.heads[header.list as usize - 1] = header.next,
-                }
-                if let Some(next) = header.next.page() {
-                    (*self.header(next)).previous = header.previous;
-                }
-                (header.next, header.previous) = (Link::END, Link::END);
-                bin.listed -= 1;
-            }
-            header.list = list;
-            if list != 0 {
-                bin.listed += 1;
-                let head = &mut bin.heads[list as usize - 1];
-                header.next = *head;
-                if let Some(next) = head.page() {
-                    (*self.header(next)).previous = Link::to(page);
-                }
-                *head = Link::to(page);
-            }
-        }
-    }
-
     /// What `page` is, if it is not Divided.
     pub fn undivided_state(&self, runs: &Runs, page: PageIndex) -> Option<PageState> {
         if runs.is_free(page) {
@@ -550,256 +427,10 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 
-    /// Verifies every page against the invariants of the [module](self), and returns the totals.
-    ///
-    /// # Safety
-    /// The caller has exclusive use of the table: it holds `runs` and all bins.
-    pub unsafe fn check(&self, runs: &Runs) -> Result<Census, Violation> {
-        let mut census = Census::default();
-        let fail = |what, page| Err(Violation { what, page });
-        if let Err(what) = runs.check() {
-            return fail(what, PageIndex(0));
-        }
-        census.free_pages = self.capacity.get() - runs.frontier().get();
-        let mut page = PageIndex(0);
-        while page < runs.frontier() {
-            // SAFETY: the caller has exclusive use of all headers.
-            let header = unsafe { &*self.header(page) };
-            let tag = self.tag(page);
-            let mut pages = PageCount(1);
-            if runs.is_free(page) {
-                if header.state != State::None || tag.is_divided() {
-                    return fail("a free page has a state", page);
-                }
-                census.free_pages += 1;
-            } else {
-                match header.state {
-                    State::None => return fail("a page is neither free nor part of anything", page),
-                    State::MultiHead => {
-                        pages = header.run;
-                        self.check_multi(runs, page, pages)?;
-                        census.multi_pages += pages.get();
-                        census.runs += 1;
-                    }
-                    State::Divided => {
-                        self.check_divided(header, page)?;
-                        census.divided_pages += 1;
-                        census.live_blocks += header.live as usize;
-                        census.live_block_bytes +=
-                            header.live as usize * self.geometry.classes().block(tag.class());
-                        census.listed_pages += usize::from(header.list != 0);
-                    }
-                }
-            }
-            page = page.plus(pages);
-        }
-        Ok(census)
-    }
-
-    fn check_multi(&self, runs: &Runs, head: PageIndex, count: PageCount) -> Result<(), Violation> {
-        if count.0 == 0 || head.plus(count) > runs.frontier() {
-            return Err(Violation { what: "a run leaves the arena", page: head });
-        }
-        for page in (head.0..head.plus(count).0).map(PageIndex) {
-            // SAFETY: `check` has exclusive use of all headers.
-            let header = unsafe { &*self.header(page) };
-            let whole = !runs.is_free(page) && !self.tag(page).is_divided();
-            if !whole || (page != head && header.state != State::None) {
-                return Err(Violation { what: "a page of a run is something else too", page });
-            }
-        }
-        Ok(())
-    }
-
-    fn check_divided(&self, header: &Header, page: PageIndex) -> Result<(), Violation> {
-        let fail = |what| Err(Violation { what, page });
-        let tag = self.tag(page);
-        if !tag.is_divided() || tag.class().get() >= self.geometry.class_count() {
-            return fail("a Divided page has no class");
-        }
-        let capacity = self.capacity_of(tag);
-        let bitmap = self.bitmap_of(page);
-        // SAFETY: `check` has exclusive use of all bitmaps.
-        let words = unsafe { bitmap.as_ref() };
-        let free_bits: usize = words.iter().map(|word| word.count_ones() as usize).sum();
-        if header.live as usize + free_bits + (capacity - header.watermark as usize) != capacity {
-            return fail("live + free bits + (capacity - watermark) differs from the capacity");
-        }
-        let last_bit =
-            words.iter().rposition(|&word| word != 0).map(|word| word * 64 + words[word].ilog2() as usize);
-        if last_bit.is_some_and(|bit| bit >= header.watermark as usize) {
-            return fail("a block above the watermark is marked free");
-        }
-        if words[..header.first_word as usize].iter().any(|&word| word != 0) {
-            return fail("a block below the first free one is free");
-        }
-        if header.list != Bin::list_of(capacity - header.live as usize, capacity) {
-            return fail("a page is in the wrong list");
-        }
-        Ok(())
-    }
-
     fn bitmap_of(&self, page: PageIndex) -> NonNull<[u64]> {
         assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: the page is one of the arena's, which all have a bitmap.
         let first = unsafe { self.bitmaps.add(page.get() * self.words_per_page) };
         NonNull::slice_from_raw_parts(first, self.words_per_page)
-    }
-
-    /// Verifies the lists of the bin of `tag`, and returns how many pages are in them.
-    pub fn check_bin(&self, bin: &mut Bin, tag: Tag) -> Result<usize, Violation> {
-        let mut listed = 0;
-        for list in 0..LISTS {
-            let mut previous = Link::END;
-            let mut next = bin.heads[list];
-            while let Some(page) = next.page() {
-                let fail = |what| Err(Violation { what, page });
-                if self.tag(page) != tag {
-                    return fail("a list holds a page of another class or shard");
-                }
-                let header = self.divided(bin, page).header;
-                if header.list as usize != list + 1 || header.previous != previous {
-                    return fail("a list's links disagree");
-                }
-                listed += 1;
-                if listed > self.capacity.get() {
-                    return fail("a list runs in a circle");
-                }
-                (previous, next) = (Link::to(page), header.next);
-            }
-        }
-        if listed != bin.listed as usize {
-            return Err(Violation { what: "a bin's count of listed pages is wrong", page: PageIndex(0) });
-        }
-        Ok(listed)
-    }
-}
-
-/// Exclusive use of one Divided page.
-#[derive(Debug)]
-pub struct DividedPage<'a, G> {
-    table: &'a PageTable<G>,
-    page: PageIndex,
-    tag: Tag,
-    bin: &'a mut Bin,
-    header: &'a mut Header,
-}
-
-impl<G: Geometry> DividedPage<'_, G> {
-    /// Blocks handed out.
-    pub fn live(&self) -> usize {
-        self.header.live as usize
-    }
-
-    /// The words of the bitmap that the class uses.
-    fn bitmap(&mut self) -> &mut [u64] {
-        let words = self.table.capacity_of(self.tag).div_ceil(u64::BITS as usize);
-        // SAFETY: the bitmap of a Divided page belongs to the holder of its bin, as the header does.
-        let bitmap = unsafe { self.table.bitmap_of(self.page).as_mut() };
-        &mut bitmap[..words]
-    }
-
-    /// Takes up to `slots.len()` blocks, lowest first, and writes their addresses to the end of `slots` in
-    /// descending order: a stack that ends there pops them in ascending order. Returns how many.
-    pub fn take(&mut self, slots: &mut [usize]) -> usize {
-        let block = self.table.geometry.classes().block(self.tag.class());
-        let capacity = self.table.capacity_of(self.tag);
-        let base = self.table.address_of(self.page);
-        let mut unfilled = slots.len();
-        let mut at = self.header.first_word as usize;
-        let words = self.bitmap();
-        while unfilled > 0 && at < words.len() {
-            let mut word = words[at];
-            let count = unfilled.min(word.count_ones() as usize);
-            let origin = base + at * u64::BITS as usize * block;
-            for slot in slots[unfilled - count..unfilled].iter_mut().rev() {
-                *slot = origin + word.trailing_zeros() as usize * block;
-                word &= word - 1;
-            }
-            unfilled -= count;
-            words[at] = word;
-            at += usize::from(word == 0);
-        }
-        let watermark = self.header.watermark as usize;
-        let fresh = unfilled.min(capacity - watermark);
-        let mut address = base + watermark * block;
-        for slot in slots[unfilled - fresh..unfilled].iter_mut().rev() {
-            *slot = address;
-            address += block;
-        }
-        let taken = slots.len() - unfilled + fresh;
-        self.header.first_word = at as u32;
-        self.header.watermark = (watermark + fresh) as u32;
-        self.header.live += taken as u32;
-        taken
-    }
-
-    /// Takes back the first of `blocks`, which lies in this page, and those that follow it as long as they do.
-    /// Returns how many; if one of them is no block in use, its place among `blocks` and what it is instead.
-    pub fn put(&mut self, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
-        let class = self.tag.class();
-        let classes = self.table.geometry.classes();
-        let page_size = self.table.geometry.page_size();
-        let base = self.table.address_of(self.page);
-        let block = classes.block(class);
-        let end = self.header.watermark as usize * block;
-        let mut first_word = self.header.first_word as usize;
-        let bitmap = self.bitmap();
-        let mut put = 0;
-        for &address in blocks {
-            let offset = address.wrapping_sub(base);
-            if offset >= end {
-                if offset >= page_size {
-                    break;
-                }
-                return Err((
-                    put,
-                    if offset % block == 0 { Misuse::AlreadyFree } else { Misuse::NotAtStart },
-                ));
-            }
-            let number = classes.divide(offset, class);
-            let (word, bit) = (number / u64::BITS as usize, 1 << (number % u64::BITS as usize));
-            if number * block != offset {
-                return Err((put, Misuse::NotAtStart));
-            }
-            if bitmap[word] & bit != 0 {
-                return Err((put, Misuse::AlreadyFree));
-            }
-            bitmap[word] |= bit;
-            first_word = first_word.min(word);
-            put += 1;
-        }
-        self.header.first_word = first_word as u32;
-        self.header.live -= put as u32;
-        Ok(put)
-    }
-
-    /// Moves the page to the list that its fullness asks for. Due after blocks were taken or put.
-    pub fn settle(self) {
-        let capacity = self.table.capacity_of(self.tag);
-        let list = Bin::list_of(capacity - self.header.live as usize, capacity);
-        self.table.relist(self.bin, self.page, list);
-    }
-
-    /// What the page is, for a reader of the table.
-    pub fn state(&mut self) -> PageState {
-        let class = self.tag.class();
-        let block = self.table.geometry.classes().block(class);
-        let capacity = self.table.capacity_of(self.tag);
-        let watermark = self.header.watermark as usize;
-        let first_word = self.header.first_word as usize;
-        let free = self.bitmap()[first_word..]
-            .iter()
-            .position(|&word| word != 0)
-            .map(|at| first_word + at)
-            .map(|at| at * u64::BITS as usize + self.bitmap()[at].trailing_zeros() as usize);
-        let next = free.unwrap_or(if watermark < capacity { watermark } else { 0 });
-        PageState::Divided {
-            class,
-            block,
-            free_blocks: capacity - self.live(),
-            live_blocks: self.live(),
-            next_offset: next * block,
-        }
     }
 }

@@ -1,0 +1,132 @@
+//! Blocks of Divided pages, a batch at a time: out of the pages, and back.
+
+use super::Heap;
+use crate::fault;
+use crate::page_table::{Bin, Misuse, PageState, Tag};
+use crate::size_class::Geometry;
+use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
+use core::ptr;
+
+impl<G: Geometry> Heap<G> {
+    pub(crate) fn alloc_block(&self, tag: Tag) -> *mut u8 {
+        let mut slot = [0];
+        match self.refill(tag, &mut slot) {
+            0 => ptr::null_mut(),
+            _ => self.pointer(slot[0]),
+        }
+    }
+
+    /// The pointer to an address of the arena, with the provenance of the whole of it.
+    #[inline]
+    pub(crate) fn pointer(&self, address: usize) -> *mut u8 {
+        self.arena.start().as_ptr().with_addr(address)
+    }
+
+    /// Takes blocks of one class and shard, from the fullest pages first, and writes their addresses to the end of
+    /// `slots`, such that a stack that ends there pops neighbours in ascending order. Returns how many: fewer than
+    /// asked for rather than begin a page while there are some, none if no page is to be had.
+    pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize]) -> usize {
+        let mut bin = self.bin(tag);
+        let mut taken = 0;
+        while taken < slots.len() {
+            let page = match bin.fullest() {
+                Some(page) => page,
+                None if taken > 0 => break,
+                None => match self.adopt(&mut bin, tag).or_else(|| self.claim_divided(&mut bin, tag)) {
+                    Some(page) => page,
+                    None => break,
+                },
+            };
+            let unfilled = slots.len() - taken;
+            let mut divided = self.table.divided(&mut bin, page);
+            taken += divided.take(&mut slots[..unfilled]);
+            divided.settle();
+        }
+        taken
+    }
+
+    /// Moves a page that another shard can spare to `bin`. The blocks that a thread has left behind, or handed to
+    /// others, are used up before memory is.
+    fn adopt(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
+        let shards = self.shards_in_use();
+        (1..shards).find_map(|distance| {
+            let shard = (tag.shard().0 as usize + distance) % shards;
+            // Out of order, so only if nobody has it.
+            let mut other = self.locked_bin(Tag::new(ShardIndex(shard as u8), tag.class())).try_lock()?;
+            let page = other.spare()?;
+            self.table.transfer(&mut other, bin, tag, page);
+            Some(page)
+        })
+    }
+
+    fn claim_divided(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
+        let mut runs = self.runs();
+        let page = self.find(&mut runs, PageCount(1))?;
+        self.table.claim_divided(&mut runs, bin, tag, page);
+        Some(page)
+    }
+
+    /// Gives blocks of `class` back to their pages, whichever shard those belong to; pages without live blocks
+    /// become Free. A block that is not one, or is free already, ends the process. The order of `blocks` is lost.
+    pub(crate) fn put_all(&self, class: ClassIndex, mut blocks: &mut [usize]) {
+        while let Some(&first) = blocks.first() {
+            let tag = self.tag_for_free(first, class);
+            let done = self.put_shard(tag, blocks);
+            blocks = &mut blocks[done..];
+        }
+    }
+
+    /// Puts those of `blocks` that belong to pages of `tag`, the first among them, and moves the others to the end.
+    /// Returns how many were put.
+    fn put_shard(&self, tag: Tag, blocks: &mut [usize]) -> usize {
+        let mut bin = self.bin(tag);
+        let (mut at, mut others) = (0, blocks.len());
+        while at < others {
+            let Some(page) = self.table.page_of(blocks[at]).filter(|&page| self.table.tag(page) == tag)
+            else {
+                others -= 1;
+                blocks.swap(at, others);
+                continue;
+            };
+            let mut divided = self.table.divided(&mut bin, page);
+            match divided.put(&blocks[at..others]) {
+                Ok(put) => at += put,
+                Err((put, misuse)) => {
+                    let state = divided.state();
+                    // Open, as somebody may handle the signal.
+                    drop(bin);
+                    fault::misuse(misuse, blocks[at + put], Some(state));
+                }
+            }
+            let live = divided.live();
+            divided.settle();
+            if live == 0 && !(self.keeps_last_page && bin.pages() == 1) {
+                self.table.release_divided(&mut self.runs(), &mut bin, page);
+            }
+        }
+        others
+    }
+
+    /// The tag of the Divided page that `address` lies in, if it is in one.
+    pub(crate) fn tag_of(&self, address: usize) -> Option<Tag> {
+        let tag = self.table.tag(self.table.page_of(address)?);
+        tag.is_divided().then_some(tag)
+    }
+
+    /// The tag of the page of a block of `class` that is being freed. Ends the process if there is no such page.
+    pub(crate) fn tag_for_free(&self, address: usize, class: ClassIndex) -> Tag {
+        let Some(page) = self.table.page_of(address) else {
+            fault::misuse(Misuse::OutsideArena, address, None)
+        };
+        let tag = self.table.tag(page);
+        if tag.class() == class {
+            return tag;
+        }
+        let state = self.page_state(page);
+        fault::misuse(
+            if state == PageState::Free { Misuse::FreePage } else { Misuse::WrongLayout },
+            address,
+            Some(state),
+        )
+    }
+}

@@ -1,0 +1,112 @@
+//! Bins: lists of the Divided pages that have free blocks, threaded through the headers.
+
+use super::PageTable;
+use crate::size_class::Geometry;
+use crate::units::PageIndex;
+
+/// A page in a list, or the end of it: 1 + the page's index, or 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Link(u32);
+
+impl Link {
+    pub(super) const END: Link = Link(0);
+
+    pub(super) fn to(page: PageIndex) -> Link {
+        Link(page.0 + 1)
+    }
+
+    pub(super) fn page(self) -> Option<PageIndex> {
+        self.0.checked_sub(1).map(PageIndex)
+    }
+}
+
+/// Lists of a bin, from the pages with the fewest free blocks to the emptiest.
+pub(super) const LISTS: usize = 4;
+
+/// The pages of one class and shard that have free blocks, by how full they are. A page whose blocks are all
+/// in use is in no list.
+///
+/// Blocks are taken from the fullest pages, so that the emptier ones drain and can be released.
+#[derive(Debug)]
+pub struct Bin {
+    pub(super) heads: [Link; LISTS],
+    /// Divided pages of this class and shard, listed or not.
+    pub(super) pages: u32,
+    /// Those of them that are in a list.
+    pub(super) listed: u32,
+}
+
+impl Bin {
+    /// A bin without pages: all zeros.
+    pub const fn new() -> Bin {
+        Bin { heads: [Link::END; LISTS], pages: 0, listed: 0 }
+    }
+
+    /// The first page of the fullest list that has one.
+    pub fn fullest(&self) -> Option<PageIndex> {
+        self.heads.iter().find_map(|head| head.page())
+    }
+
+    /// A page with at least a quarter of its blocks free, the emptiest list first, that the bin can spare: it has
+    /// another one with free blocks.
+    pub fn spare(&self) -> Option<PageIndex> {
+        if self.listed < 2 {
+            return None;
+        }
+        self.heads[LISTS / 2..].iter().rev().find_map(|head| head.page())
+    }
+
+    /// Divided pages of this class and shard.
+    pub fn pages(&self) -> usize {
+        self.pages as usize
+    }
+
+    /// The list for a page with `free` of `capacity` blocks free, as in [`Header::list`].
+    pub(super) fn list_of(free: usize, capacity: usize) -> u8 {
+        if free == 0 {
+            return 0;
+        }
+        1 + u8::from(free >= capacity / 8) + u8::from(free >= capacity / 4) + u8::from(free >= capacity / 2)
+    }
+}
+
+impl Default for Bin {
+    fn default() -> Bin {
+        Bin::new()
+    }
+}
+
+impl<G: Geometry> PageTable<G> {
+    /// Moves `page` to list `list` of its bin (as in [`Header::list`]), if it is not there.
+    pub(super) fn relist(&self, bin: &mut Bin, page: PageIndex, list: u8) {
+        // SAFETY: the page, and each page of a list, is a Divided one of this bin; the references do not overlap, as
+        // a page is not its own neighbour.
+        unsafe {
+            let header = &mut *self.header(page);
+            if header.list == list {
+                return;
+            }
+            if header.list != 0 {
+                match header.previous.page() {
+                    Some(previous) => (*self.header(previous)).next = header.next,
+                    None => bin.heads[header.list as usize - 1] = header.next,
+                }
+                if let Some(next) = header.next.page() {
+                    (*self.header(next)).previous = header.previous;
+                }
+                (header.next, header.previous) = (Link::END, Link::END);
+                bin.listed -= 1;
+            }
+            header.list = list;
+            if list != 0 {
+                bin.listed += 1;
+                let head = &mut bin.heads[list as usize - 1];
+                header.next = *head;
+                if let Some(next) = head.page() {
+                    (*self.header(next)).previous = Link::to(page);
+                }
+                *head = Link::to(page);
+            }
+        }
+    }
+}

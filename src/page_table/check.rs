@@ -1,0 +1,154 @@
+//! Whether all that should hold of a table does.
+
+use super::bin::{LISTS, Link};
+use super::{Bin, Header, PageTable, State, Tag};
+use crate::runs::Runs;
+use crate::size_class::Geometry;
+use crate::units::{PageCount, PageIndex};
+
+/// An invariant that does not hold, and the page (or the first page concerned) where it was seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// What should hold and does not.
+    pub what: &'static str,
+    /// Where.
+    pub page: PageIndex,
+}
+
+/// Totals of a verified table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Census {
+    /// Pages not in use, those above the frontier included.
+    pub free_pages: usize,
+    /// Divided pages.
+    pub divided_pages: usize,
+    /// Pages of Multi runs.
+    pub multi_pages: usize,
+    /// Multi runs.
+    pub runs: usize,
+    /// Blocks handed out, those in thread caches included.
+    pub live_blocks: usize,
+    /// Bytes in those blocks.
+    pub live_block_bytes: usize,
+    /// Divided pages with free blocks: each is in exactly one list.
+    pub listed_pages: usize,
+}
+
+impl<G: Geometry> PageTable<G> {
+    /// Verifies every page against the invariants of the [module](super), and returns the totals.
+    ///
+    /// # Safety
+    /// The caller has exclusive use of the table: it holds `runs` and all bins.
+    pub unsafe fn check(&self, runs: &Runs) -> Result<Census, Violation> {
+        let mut census = Census::default();
+        let fail = |what, page| Err(Violation { what, page });
+        if let Err(what) = runs.check() {
+            return fail(what, PageIndex(0));
+        }
+        census.free_pages = self.capacity.get() - runs.frontier().get();
+        let mut page = PageIndex(0);
+        while page < runs.frontier() {
+            // SAFETY: the caller has exclusive use of all headers.
+            let header = unsafe { &*self.header(page) };
+            let tag = self.tag(page);
+            let mut pages = PageCount(1);
+            if runs.is_free(page) {
+                if header.state != State::None || tag.is_divided() {
+                    return fail("a free page has a state", page);
+                }
+                census.free_pages += 1;
+            } else {
+                match header.state {
+                    State::None => return fail("a page is neither free nor part of anything", page),
+                    State::MultiHead => {
+                        pages = header.run;
+                        self.check_multi(runs, page, pages)?;
+                        census.multi_pages += pages.get();
+                        census.runs += 1;
+                    }
+                    State::Divided => {
+                        self.check_divided(header, page)?;
+                        census.divided_pages += 1;
+                        census.live_blocks += header.live as usize;
+                        census.live_block_bytes +=
+                            header.live as usize * self.geometry.classes().block(tag.class());
+                        census.listed_pages += usize::from(header.list != 0);
+                    }
+                }
+            }
+            page = page.plus(pages);
+        }
+        Ok(census)
+    }
+
+    fn check_multi(&self, runs: &Runs, head: PageIndex, count: PageCount) -> Result<(), Violation> {
+        if count.0 == 0 || head.plus(count) > runs.frontier() {
+            return Err(Violation { what: "a run leaves the arena", page: head });
+        }
+        for page in (head.0..head.plus(count).0).map(PageIndex) {
+            // SAFETY: `check` has exclusive use of all headers.
+            let header = unsafe { &*self.header(page) };
+            let whole = !runs.is_free(page) && !self.tag(page).is_divided();
+            if !whole || (page != head && header.state != State::None) {
+                return Err(Violation { what: "a page of a run is something else too", page });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_divided(&self, header: &Header, page: PageIndex) -> Result<(), Violation> {
+        let fail = |what| Err(Violation { what, page });
+        let tag = self.tag(page);
+        if !tag.is_divided() || tag.class().get() >= self.geometry.class_count() {
+            return fail("a Divided page has no class");
+        }
+        let capacity = self.capacity_of(tag);
+        let bitmap = self.bitmap_of(page);
+        // SAFETY: `check` has exclusive use of all bitmaps.
+        let words = unsafe { bitmap.as_ref() };
+        let free_bits: usize = words.iter().map(|word| word.count_ones() as usize).sum();
+        if header.live as usize + free_bits + (capacity - header.watermark as usize) != capacity {
+            return fail("live + free bits + (capacity - watermark) differs from the capacity");
+        }
+        let last_bit =
+            words.iter().rposition(|&word| word != 0).map(|word| word * 64 + words[word].ilog2() as usize);
+        if last_bit.is_some_and(|bit| bit >= header.watermark as usize) {
+            return fail("a block above the watermark is marked free");
+        }
+        if words[..header.first_word as usize].iter().any(|&word| word != 0) {
+            return fail("a block below the first free one is free");
+        }
+        if header.list != Bin::list_of(capacity - header.live as usize, capacity) {
+            return fail("a page is in the wrong list");
+        }
+        Ok(())
+    }
+
+    /// Verifies the lists of the bin of `tag`, and returns how many pages are in them.
+    pub fn check_bin(&self, bin: &mut Bin, tag: Tag) -> Result<usize, Violation> {
+        let mut listed = 0;
+        for list in 0..LISTS {
+            let mut previous = Link::END;
+            let mut next = bin.heads[list];
+            while let Some(page) = next.page() {
+                let fail = |what| Err(Violation { what, page });
+                if self.tag(page) != tag {
+                    return fail("a list holds a page of another class or shard");
+                }
+                let header = self.divided(bin, page).header;
+                if header.list as usize != list + 1 || header.previous != previous {
+                    return fail("a list's links disagree");
+                }
+                listed += 1;
+                if listed > self.capacity.get() {
+                    return fail("a list runs in a circle");
+                }
+                (previous, next) = (Link::to(page), header.next);
+            }
+        }
+        if listed != bin.listed as usize {
+            return Err(Violation { what: "a bin's count of listed pages is wrong", page: PageIndex(0) });
+        }
+        Ok(listed)
+    }
+}
