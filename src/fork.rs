@@ -7,10 +7,10 @@
 //! [`HeapOptions`](crate::HeapOptions) are their owners' concern.
 //!
 //! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most what
-//! a cache has slots for, mostly far less. To flush them would not be safe. Nothing locks a cache but that its thread alone
-//! uses it, and the other threads go on while the system copies the address space, one OS page after another: a block
-//! that was on its way from one thread to another may be in both of their caches, or in use and in a cache. What
-//! the locks guard is copied while it stands still.
+//! a cache has slots for, mostly far less. To flush them would not be safe. Nothing locks a cache but that its
+//! thread alone uses it, and the other threads go on while the system copies the address space, one OS page after
+//! another: a block that was on its way from one thread to another may be in both of their caches, or in use and
+//! in a cache. What the locks guard is copied while it stands still.
 //!
 //! The handlers are registered when the heap is complete and before anyone finds it, so there is no fork that they
 //! miss. The C library may allocate to register them, from this very heap: see [`register`].

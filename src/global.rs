@@ -153,14 +153,8 @@ fn alloc_slow(layout: Layout) -> *mut u8 {
 fn alloc_zeroed_slow(layout: Layout) -> *mut u8 {
     match heap() {
         Some(heap) if BuildGeometry.class_of(layout) == ClassIndex::NONE => heap.alloc_run(layout, true),
-        Some(_) => {
-            let block = alloc_slow(layout);
-            if !block.is_null() {
-                // SAFETY: as in `alloc_zeroed`.
-                unsafe { block.write_bytes(0, layout.size()) };
-            }
-            block
-        }
+        // A layout of size zero: there is nothing to write.
+        Some(_) => alloc_slow(layout),
         None => ptr::null_mut(),
     }
 }

@@ -369,3 +369,16 @@ impl<G: Geometry> fmt::Debug for Heap<G> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_heap_keeps_to_the_parameters_of_the_build() {
+        let heap = Heap::for_process().expect("the system grants some address space");
+        assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
+        assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
+        heap.check().expect("a new heap is in order");
+    }
+}

@@ -233,6 +233,22 @@ mod tests {
     const SETS: [&SizeClasses; 2] = [SizeClasses::BUILD, SizeClasses::POWERS_OF_TWO];
 
     #[test]
+    fn the_tables_are_made_of_the_parameters_of_the_build() {
+        let block =
+            |doublings: u32| SizeClasses::BUILD.block(SizeClasses::BUILD.of_last_byte(1 << doublings));
+        let (least, next) = (built::LARGEST_CLASS / 2, block(built::LARGEST_CLASS.ilog2() - 1));
+        for (asked, built) in [
+            (option_env!("PMA_PAGE_SIZE"), built::PAGE_SIZE),
+            (option_env!("PMA_ARENA_BYTES"), built::ARENA_BYTES),
+            (option_env!("PMA_LARGEST_CLASS"), SizeClasses::BUILD.blocks[built::CLASS_COUNT - 1] as usize),
+            (option_env!("PMA_STEPS_PER_DOUBLING"), least / (next - least)),
+            (option_env!("PMA_SHARDS"), built::SHARDS),
+        ] {
+            assert!(asked.is_none_or(|asked| asked.parse() == Ok(built)), "{asked:?} became {built}");
+        }
+    }
+
+    #[test]
     fn each_size_gets_the_smallest_class_that_holds_it() {
         for set in SETS {
             for size in 1..=built::LARGEST_CLASS {

@@ -376,7 +376,6 @@ impl ThreadCache {
             let going = used.div_ceil(2);
             heap.put_all(class, &mut slots[..going]);
             slots.copy_within(going..used, 0);
-            slots[used - going..used].fill(BOTTOM);
             stacks.set_used(class, used - going);
         }
         if !stacks.push(class, address) {
@@ -407,7 +406,6 @@ impl ThreadCache {
                 let (slots, used) = stacks.slots(class);
                 heap.put_all(class, &mut slots[..used]);
                 if used > 0 {
-                    slots[..used].fill(BOTTOM);
                     stacks.set_used(class, 0);
                 }
             }

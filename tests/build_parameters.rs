@@ -87,7 +87,14 @@ fn values_that_cannot_be_end_the_build_with_one_sentence() {
 
 #[test]
 fn a_crate_of_other_pages_and_classes_passes_its_tests() {
-    let parameters = [("PMA_PAGE_SIZE", "16384"), ("PMA_STEPS_PER_DOUBLING", "16")];
+    // The tests of the crate compare what was asked for with what came of it.
+    let parameters = [
+        ("PMA_PAGE_SIZE", "16384"),
+        ("PMA_ARENA_BYTES", "67108864"),
+        ("PMA_LARGEST_CLASS", "4096"),
+        ("PMA_STEPS_PER_DOUBLING", "16"),
+        ("PMA_SHARDS", "4"),
+    ];
     let output = cargo("test", &slim_manifest(), &parameters);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("test result: ok"), "{}", text(&output));

@@ -64,7 +64,8 @@ impl<G: Geometry> DividedPage<'_, G> {
     }
 
     /// Takes back the first of `blocks`, which lies in this page, and those that follow it as long as they do.
-    /// Returns how many; if one of them is no block in use, its place among `blocks` and what it is instead.
+    /// Returns how many; if one of them is no block in use, its place among `blocks` and what it is instead. Those
+    /// before it are put back all the same.
     pub fn put(&mut self, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
         let class = self.tag.class();
         let classes = self.table.geometry.classes();
@@ -74,25 +75,24 @@ impl<G: Geometry> DividedPage<'_, G> {
         let end = self.header.watermark as usize * block;
         let mut first_word = self.header.first_word as usize;
         let bitmap = self.bitmap();
-        let mut put = 0;
+        let (mut put, mut misuse) = (0, None);
         for &address in blocks {
             let offset = address.wrapping_sub(base);
             if offset >= end {
-                if offset >= page_size {
-                    break;
+                if offset < page_size {
+                    misuse = Some(if offset % block == 0 { Misuse::AlreadyFree } else { Misuse::NotAtStart });
                 }
-                return Err((
-                    put,
-                    if offset % block == 0 { Misuse::AlreadyFree } else { Misuse::NotAtStart },
-                ));
+                break;
             }
             let number = classes.divide(offset, class);
             let (word, bit) = (number / u64::BITS as usize, 1 << (number % u64::BITS as usize));
             if number * block != offset {
-                return Err((put, Misuse::NotAtStart));
+                misuse = Some(Misuse::NotAtStart);
+                break;
             }
             if bitmap[word] & bit != 0 {
-                return Err((put, Misuse::AlreadyFree));
+                misuse = Some(Misuse::AlreadyFree);
+                break;
             }
             bitmap[word] |= bit;
             first_word = first_word.min(word);
@@ -100,7 +100,7 @@ impl<G: Geometry> DividedPage<'_, G> {
         }
         self.header.first_word = first_word as u32;
         self.header.live -= put as u32;
-        Ok(put)
+        misuse.map_or(Ok(put), |misuse| Err((put, misuse)))
     }
 
     /// Moves the page to the list that its fullness asks for. Due after blocks were taken or put.

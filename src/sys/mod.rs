@@ -5,7 +5,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-const PROTECTED_AND_UNCOUNTED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+const PRIVATE_AND_UNCOUNTED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Bytes in a page of the operating system (an *OS page*).
 pub(crate) fn page_size() -> usize {
@@ -46,8 +46,7 @@ pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
 
 fn map(bytes: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
     // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in use.
-    let start =
-        unsafe { libc::mmap(core::ptr::null_mut(), bytes, protection, PROTECTED_AND_UNCOUNTED, -1, 0) };
+    let start = unsafe { libc::mmap(core::ptr::null_mut(), bytes, protection, PRIVATE_AND_UNCOUNTED, -1, 0) };
     if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) }
 }
 
