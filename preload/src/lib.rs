@@ -8,10 +8,8 @@
 //! `malloc` and `free` begin with a pop from, or a push to, the thread's cache. They are leaves without a stack
 //! frame: what is not done by then is a jump to a cold function, which is where `errno` comes in.
 //!
-//! C++'s operators `new` and `delete` are not among the exports. Those of libstdc++ and libc++ call `malloc`,
-//! `aligned_alloc` and `free`, see to the new-handler and throw `bad_alloc`, which this language cannot; it costs them
-//! two jumps. The operators of a preloaded library would moreover take the place of some of those that a program or
-//! one of its libraries has of its own, and not of others: what one allocator gave, another would get back.
+//! C++'s operators `new` and `delete` are exported on x86-64, where a library can hand a call on without a frame of its
+//! own: see `operators.rs`. Elsewhere, those of the C++ library call `malloc` and `free`.
 //!
 //! No function here calls another one by its exported name: that would lead to whichever library comes first, and
 //! the compiler believes to know what `malloc` does.
@@ -22,6 +20,8 @@
 
 mod errno;
 mod libc_names;
+#[cfg(target_arch = "x86_64")]
+mod operators;
 
 use core::ffi::{c_int, c_void};
 use errno::{failing_with_enomem, keeping_errno, set_errno};
@@ -247,14 +247,19 @@ fn invalid() -> *mut c_void {
     core::ptr::null_mut()
 }
 
-/// Ends the process: a bug of the allocator was found out by an assertion.
+/// Ends the process, saying why.
+#[cfg(any(panic = "abort", target_arch = "x86_64"))]
+fn end(why: &[u8]) -> ! {
+    // SAFETY: the text is readable; abort has no preconditions.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, why.as_ptr().cast(), why.len());
+        libc::abort()
+    }
+}
+
+/// A bug of the allocator was found out by an assertion.
 #[cfg(panic = "abort")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    const TEXT: &[u8] = b"libpma: an assertion of the allocator failed\n";
-    // SAFETY: the text is readable; abort has no preconditions.
-    unsafe {
-        libc::write(libc::STDERR_FILENO, TEXT.as_ptr().cast(), TEXT.len());
-        libc::abort()
-    }
+    end(b"libpma: an assertion of the allocator failed\n")
 }

@@ -34,6 +34,14 @@ int main()
 	}
 	expect(thrown, "new throws bad_alloc");
 	expect(!::operator new(far_too_much, std::nothrow), "new (nothrow) returns null");
+	thrown = false;
+	try {
+		static_cast<char *>(::operator new[](far_too_much, std::align_val_t(512)))[0] = 1;
+	} catch (const std::bad_alloc &) {
+		thrown = true;
+	}
+	expect(thrown, "new[] with an alignment throws bad_alloc");
+	expect(!::operator new(far_too_much, std::align_val_t(512), std::nothrow), "new (alignment, nothrow) returns null");
 
 	std::set_new_handler([] {
 		if (++handled == 3)

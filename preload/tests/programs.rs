@@ -208,13 +208,23 @@ fn fork_handlers_of_libraries_that_are_up_earlier_allocate() {
     }
 }
 
-#[test]
-fn cpp_allocates_from_the_library_and_throws_when_it_has_no_more() {
-    let program = made("operators");
-    if !compile("c++", "operators.cc", &["-std=c++17", "-pthread"], &program) {
+/// Runs a C++ program with the library, if there is a compiler.
+fn run_cpp(name: &str) {
+    let program = made(name);
+    if !compile("c++", &format!("{name}.cc"), &["-std=c++17", "-pthread"], &program) {
         return;
     }
     let mut command = Command::new(program);
     preload(&mut command, &[], &[]);
     assert_ended_well(&command.output().expect("the program can be started"));
+}
+
+#[test]
+fn cpp_allocates_from_the_library_and_throws_when_it_has_no_more() {
+    run_cpp("operators");
+}
+
+#[test]
+fn a_program_that_replaces_some_of_the_operators_of_cpp_has_all_of_them_to_itself() {
+    run_cpp("operators_replaced");
 }

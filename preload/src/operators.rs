@@ -1,0 +1,205 @@
+//! C++'s operators `new` and `delete`. Those of libstdc++ and libc++ call `malloc`, `aligned_alloc` and `free`, at the
+//! cost of two more jumps each; these take a block from the thread's cache, and put it there, themselves.
+//!
+//! A program may replace some of the operators, and rely on the C++ library's others to call those. Then none of ours
+//! may serve: what one allocator gave, another would get back. So the first call looks whether every operator that
+//! the program sees is ours. If one is not, each of ours hands its calls on to the next library's.
+//!
+//! The next library's `new` also sees to what fails: it calls the new-handler and throws `bad_alloc`, which this
+//! language cannot. It is reached by a jump, with the arguments as they came, so that no frame of this library is
+//! there when the exception passes.
+
+use crate::HEAP;
+use core::ffi::c_void;
+use core::mem;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
+
+/// Whose operators the program sees.
+static SERVING: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+const OURS: u8 = 1;
+const OTHERS: u8 = 2;
+
+#[inline(always)]
+fn known_to_be_ours() -> bool {
+    SERVING.load(Relaxed) == OURS
+}
+
+/// Whether the program sees none but ours; found out at the first call.
+fn is_ours() -> bool {
+    if SERVING.load(Relaxed) == UNKNOWN {
+        let this_library = library_of(is_ours as *const c_void);
+        let ours = OPERATORS.iter().all(|name| {
+            // SAFETY: the name ends in a zero.
+            let seen = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast()) };
+            library_of(seen) == this_library
+        });
+        SERVING.store(if ours { OURS } else { OTHERS }, Relaxed);
+    }
+    known_to_be_ours()
+}
+
+/// Where the library, or the program, that `address` lies in was loaded; null if there is none.
+fn library_of(address: *const c_void) -> *mut c_void {
+    let mut info = mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: zeros are a valid value of the struct, which dladdr writes to if it finds something.
+    unsafe {
+        libc::dladdr(address, info.as_mut_ptr());
+        info.assume_init().dli_fbase
+    }
+}
+
+/// Where the libraries behind this one have the operator `name`, which ends in a zero. Looked up once, and kept in
+/// `found`. Without one there is nobody to turn to, and the process ends.
+fn next(name: &'static str, found: &AtomicPtr<c_void>) -> *mut c_void {
+    if found.load(Relaxed).is_null() {
+        // SAFETY: the name ends in a zero.
+        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) };
+        if next.is_null() {
+            crate::end(b"libpma: there is no C++ library to throw bad_alloc\n");
+        }
+        found.store(next, Relaxed);
+    }
+    found.load(Relaxed)
+}
+
+/// The name of an operator, with a zero behind it.
+macro_rules! name {
+    ($name:ident) => {
+        concat!(stringify!($name), "\0")
+    };
+}
+
+/// An operator `new`: its arguments, and the block that it makes of them, from the thread's cache or else from the heap.
+macro_rules! new {
+    ($name:ident ($($argument:ident: $type:ty),*) $cached:expr, $block:expr) => {
+        /// C++'s operator of this name.
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        #[allow(unused_variables)] // some ignore an argument
+        pub unsafe extern "C" fn $name($($argument: $type),*) -> *mut c_void {
+            static NEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+            /// A block from the heap, else a jump to the next library's operator.
+            #[cold]
+            #[unsafe(naked)]
+            extern "C" fn slow($($argument: $type),*) -> *mut c_void {
+                core::arch::naked_asm!(
+                    // No operator has more arguments, and three words align the stack for the call.
+                    "push rdi",
+                    "push rsi",
+                    "push rdx",
+                    "call {block}",
+                    "pop rdx",
+                    "pop rsi",
+                    "pop rdi",
+                    "test rax, rax",
+                    "je 2f",
+                    "ret",
+                    "2:",
+                    "jmp qword ptr [rip + {next}]",
+                    block = sym block,
+                    next = sym NEXT,
+                )
+            }
+
+            /// A block from the heap. Null if the next library's operator is to serve, which is then in `NEXT`.
+            extern "C" fn block($($argument: $type),*) -> *mut c_void {
+                let block = if is_ours() { $block } else { ptr::null_mut() };
+                if block.is_null() {
+                    next(name!($name), &NEXT);
+                }
+                block.cast()
+            }
+
+            if known_to_be_ours() {
+                let block: *mut u8 = $cached;
+                if !block.is_null() {
+                    return block.cast();
+                }
+            }
+            slow($($argument),*)
+        }
+    };
+}
+
+/// An operator `delete`: its arguments behind the block, of which none is needed.
+macro_rules! delete {
+    ($name:ident ($($argument:ident: $type:ty),*)) => {
+        /// C++'s operator of this name.
+        ///
+        /// # Safety
+        /// As there.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(block: *mut c_void $(, $argument: $type)*) {
+            #[cold]
+            #[inline(never)]
+            extern "C" fn slow(block: *mut c_void $(, $argument: $type)*) {
+                static NEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+                if is_ours() {
+                    // SAFETY: the block is null or live.
+                    return unsafe { crate::free(block) };
+                }
+                // SAFETY: what has this name has these arguments.
+                unsafe {
+                    let next: unsafe extern "C" fn(*mut c_void $(, $type)*) =
+                        mem::transmute(next(name!($name), &NEXT));
+                    next(block $(, $argument)*);
+                }
+            }
+
+            // SAFETY: the block is null or live.
+            if !(known_to_be_ours() && unsafe { HEAP.free_cached(block.cast()) }) {
+                slow(block $(, $argument)*);
+            }
+        }
+    };
+}
+
+/// All operators.
+macro_rules! operators {
+    (
+        new { $($new:ident $new_arguments:tt = $cached:expr, $block:expr;)* }
+        delete { $($delete:ident $delete_arguments:tt;)* }
+    ) => {
+        $(new!($new $new_arguments $cached, $block);)*
+        $(delete!($delete $delete_arguments);)*
+        /// Their names.
+        static OPERATORS: &[&str] = &[$(name!($new),)* $(name!($delete),)*];
+    };
+}
+
+/// `const std::nothrow_t &`
+type Nothrow = *const c_void;
+
+operators! {
+    new {
+        _Znwm(size: usize) = HEAP.malloc_cached(size), HEAP.malloc(size);
+        _Znam(size: usize) = HEAP.malloc_cached(size), HEAP.malloc(size);
+        _ZnwmRKSt9nothrow_t(size: usize, tag: Nothrow) = HEAP.malloc_cached(size), HEAP.malloc(size);
+        _ZnamRKSt9nothrow_t(size: usize, tag: Nothrow) = HEAP.malloc_cached(size), HEAP.malloc(size);
+        _ZnwmSt11align_val_t(size: usize, align: usize) = ptr::null_mut(), HEAP.malloc_aligned(size, align);
+        _ZnamSt11align_val_t(size: usize, align: usize) = ptr::null_mut(), HEAP.malloc_aligned(size, align);
+        _ZnwmSt11align_val_tRKSt9nothrow_t(size: usize, align: usize, tag: Nothrow) =
+            ptr::null_mut(), HEAP.malloc_aligned(size, align);
+        _ZnamSt11align_val_tRKSt9nothrow_t(size: usize, align: usize, tag: Nothrow) =
+            ptr::null_mut(), HEAP.malloc_aligned(size, align);
+    }
+    delete {
+        _ZdlPv();
+        _ZdaPv();
+        _ZdlPvm(size: usize);
+        _ZdaPvm(size: usize);
+        _ZdlPvRKSt9nothrow_t(tag: Nothrow);
+        _ZdaPvRKSt9nothrow_t(tag: Nothrow);
+        _ZdlPvSt11align_val_t(align: usize);
+        _ZdaPvSt11align_val_t(align: usize);
+        _ZdlPvmSt11align_val_t(size: usize, align: usize);
+        _ZdaPvmSt11align_val_t(size: usize, align: usize);
+        _ZdlPvSt11align_val_tRKSt9nothrow_t(align: usize, tag: Nothrow);
+        _ZdaPvSt11align_val_tRKSt9nothrow_t(align: usize, tag: Nothrow);
+    }
+}
