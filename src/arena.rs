@@ -1,11 +1,14 @@
 //! The arena: one reservation of address space, committed upward in steps.
 
 use crate::sys;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 /// The least and the most that is committed at a time.
 const LEAST_STEP: usize = 1 << 20;
 const MOST_STEP: usize = 64 << 20;
+/// Huge pages of the OS begin at multiples of this.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// What is committed beyond so many bytes may be backed by huge pages. There, the part of a huge page that is not used
 /// is little beside the heap, while each fault saves 511 others, and address translation is cheaper for good.
 const HUGE_FROM: usize = 32 << 20;
@@ -17,6 +20,7 @@ const STEP_SHARE: usize = 8;
 pub(crate) struct Arena {
     start: NonNull<u8>,
     bytes: usize,
+    huge_pages: bool,
 }
 
 // SAFETY: the arena is a range of addresses that it owns; it hands out no references.
@@ -25,8 +29,9 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Reserves exactly `bytes`, a multiple of the OS page, at a multiple of `align`.
-    pub(crate) fn reserve(bytes: usize, align: usize) -> Option<Arena> {
+    /// Reserves exactly `bytes`, a multiple of the OS page, at a multiple of `align`. With `huge_pages`, the system may
+    /// use some.
+    pub(crate) fn reserve(bytes: usize, align: usize, huge_pages: bool) -> Option<Arena> {
         let surplus = align.saturating_sub(sys::page_size());
         let whole = sys::reserve(bytes.checked_add(surplus)?)?;
         let before = whole.addr().get().wrapping_neg() & (align - 1) & !(sys::page_size() - 1);
@@ -35,7 +40,7 @@ impl Arena {
             let start = whole.add(before);
             sys::unmap(whole, before);
             sys::unmap(start.add(bytes), surplus - before);
-            Some(Arena { start, bytes })
+            Some(Arena { start, bytes, huge_pages })
         }
     }
 
@@ -57,11 +62,44 @@ impl Arena {
             unsafe { sys::commit(self.start.add(committed), bytes) }
         })?;
         let from = committed.max(HUGE_FROM);
-        if committed + granted > from {
+        if self.huge_pages && committed + granted > from {
             // SAFETY: as above.
-            unsafe { sys::advise_huge(self.start.add(from), committed + granted - from) };
+            unsafe { sys::advise_huge(self.start.add(from), committed + granted - from, true) };
         }
         Some(granted)
+    }
+
+    /// Whether the system may use huge pages at all.
+    pub(crate) fn has_huge_pages(&self) -> bool {
+        self.huge_pages
+    }
+
+    /// The part of a range, given by its offset, that the system backs with huge pages although it should not, or the
+    /// other way round.
+    pub(crate) fn backed_otherwise(&self, offset: usize, bytes: usize, huge: bool) -> Option<Range<usize>> {
+        let end = offset + bytes;
+        let part = if huge { offset..end.min(HUGE_FROM) } else { offset.max(HUGE_FROM)..end };
+        (self.huge_pages && !part.is_empty()).then_some(part)
+    }
+
+    /// Has the system back a committed range, given by offsets, with huge pages or without.
+    pub(crate) fn advise_huge(&self, range: Range<usize>, huge: bool) {
+        // SAFETY: the range is committed, and keeps its contents.
+        unsafe { sys::advise_huge(self.start.add(range.start), range.len(), huge) };
+    }
+
+    /// Undoes [`advise_huge`](Self::advise_huge).
+    pub(crate) fn advise_as_usual(&self, range: Range<usize>) {
+        for huge in [false, true] {
+            let part = if huge {
+                range.start.max(HUGE_FROM)..range.end
+            } else {
+                range.start..range.end.min(HUGE_FROM)
+            };
+            if self.huge_pages && !part.is_empty() {
+                self.advise_huge(part, huge);
+            }
+        }
     }
 }
 

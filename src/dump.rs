@@ -3,7 +3,7 @@
 //! The text goes out in pieces while the walk over the table goes on. Nothing is allocated, and no lock is held
 //! while anything is written: the writer may allocate from the very heap that it shows.
 
-use crate::global::{PageAllocator, heap};
+use crate::global::PageAllocator;
 use crate::heap::Heap;
 use crate::page_table::PageState;
 use crate::size_class::Geometry;
@@ -63,7 +63,7 @@ impl PageAllocator {
     /// # Errors
     /// Those of the writer.
     pub fn dump_to(&self, out: &mut impl Write) -> fmt::Result {
-        match heap() {
+        match self.heap() {
             Some(heap) => {
                 let summary = write_table(heap, out)?.with_caches();
                 writeln!(out, "{summary}")

@@ -15,6 +15,7 @@
 //! The handlers are registered when the heap is complete and before anyone finds it, so there is no fork that they
 //! miss. The C library may allocate to register them, from this very heap: see [`register`].
 
+use crate::decay;
 use crate::global::heap;
 use crate::metadata;
 use crate::sys;
@@ -69,6 +70,7 @@ extern "C" fn in_child() {
     unsafe {
         thread_cache::forget_other_threads();
         unlock();
+        decay::after_fork();
     }
 }
 

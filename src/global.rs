@@ -1,7 +1,9 @@
 //! [`PageAllocator`]: the process heap behind thread caches, as a global allocator. Nothing but dispatch.
 
+use crate::decay;
 use crate::fork;
 use crate::heap::Heap;
+use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
 use crate::thread_cache::{self, current};
@@ -15,20 +17,24 @@ static MADE: spin::Once<Heap<BuildGeometry>> = spin::Once::new();
 /// The same for everyone to find: null until forks are provided for.
 static HEAP: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 
-/// The process heap, made at first use; `None` while the system refuses it.
+/// The process heap, if it has been made.
 #[inline]
 pub(crate) fn heap() -> Option<&'static Heap<BuildGeometry>> {
     // SAFETY: null, or the heap in `MADE`, which stays there.
-    match unsafe { HEAP.load(Ordering::Acquire).as_ref() } {
-        Some(heap) => Some(heap),
-        None => make_heap(),
-    }
+    unsafe { HEAP.load(Ordering::Acquire).as_ref() }
 }
 
 #[cold]
 #[inline(never)]
-fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
-    let heap = MADE.try_call_once(|| Heap::for_process().ok_or(())).ok()?;
+fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
+    let heap = MADE
+        .try_call_once(|| {
+            let options = options.with_environment();
+            let heap = Heap::for_process(&options).ok_or(())?;
+            decay::start(&options);
+            Ok::<_, ()>(heap)
+        })
+        .ok()?;
     // While a thread makes the key, a child forked by another would wait for it for ever. So it is made before forks
     // are provided for, as the heap is.
     thread_cache::exit_key();
@@ -53,16 +59,103 @@ fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
 /// }
 /// ```
 ///
-/// Values of this type hold nothing: all of them are the same heap.
+/// Values of this type hold nothing but options: all of them are the same heap. It has the options of the value
+/// through which it is first used, and those that the environment sets instead:
+///
+/// | variable | value | option |
+/// |---|---|---|
+/// | `PMA_PURGE_MS` | milliseconds, or `never` | [`purge_after_ms`](Self::purge_after_ms) |
+/// | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](Self::background_purge) |
+/// | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](Self::huge_pages) |
+/// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024 | [`limit`](Self::limit) |
+///
+/// A value that cannot be read is reported once on standard error, and ignored.
+///
+/// ```
+/// use page_memory_allocator::PageAllocator;
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new().purge_after_ms(100).background_purge(true);
+/// # fn main() { assert_eq!(vec![1, 2, 3].len(), 3) }
+/// ```
 #[derive(Debug, Default)]
 pub struct PageAllocator {
-    _private: (),
+    options: Options,
+    out_of_memory: Option<OutOfMemory>,
 }
 
+/// What is called when an allocation cannot be served: see [`PageAllocator::on_out_of_memory`].
+pub type OutOfMemory = fn(Layout) -> bool;
+
 impl PageAllocator {
-    /// The process heap's allocator.
+    /// The process heap's allocator, with the usual options.
     pub const fn new() -> PageAllocator {
-        PageAllocator { _private: () }
+        PageAllocator { options: Options::new(), out_of_memory: None }
+    }
+
+    /// Free memory goes back to the system when it was not used for about so many milliseconds: for half of that at
+    /// least. 500 unless set. `u32::MAX` is never, but for [`purge`](Self::purge).
+    ///
+    /// It goes back when some thread comes by a slow path, a little at a time; in a process in which nobody allocates
+    /// it stays, unless there is a [thread](Self::background_purge) for it.
+    pub const fn purge_after_ms(mut self, milliseconds: u32) -> PageAllocator {
+        self.options.purge_after_ms = if milliseconds == u32::MAX { None } else { Some(milliseconds) };
+        self
+    }
+
+    /// Whether a thread of its own gives free memory back, so that this does not depend on anybody's allocating.
+    /// False unless set. The thread sleeps until memory is freed. It has a small stack, and all signals blocked.
+    pub const fn background_purge(mut self, thread: bool) -> PageAllocator {
+        self.options.background_purge = thread;
+        self
+    }
+
+    /// Whether the system may back large runs, and heaps of more than 32 MiB, with huge pages, if it has any
+    /// (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise` or `always`). True unless set.
+    ///
+    /// Runs of 4 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
+    /// asks for zeros may mean to use only a few of them.
+    pub const fn huge_pages(mut self, huge_pages: bool) -> PageAllocator {
+        self.options.huge_pages = huge_pages;
+        self
+    }
+
+    /// The most bytes that the pages in use may have together. An allocation for which there would have to be more
+    /// is not served. Unlimited unless set, but by the address space: twice the machine's memory.
+    ///
+    /// Pages in use are those that hold a live block, or one in a thread's cache. Free pages, which may still have
+    /// memory for a while, are not among them, nor is the page table.
+    pub const fn limit(mut self, bytes: usize) -> PageAllocator {
+        self.options.limit = bytes;
+        self
+    }
+
+    /// Has `hook` called when an allocation through this value cannot be served, whatever the reason; it is given the
+    /// layout. If it returns true, the allocation is tried again, and the hook is called again if that fails: so it
+    /// should return true only after it has freed something, or has reason to wait for others who will.
+    ///
+    /// The hook may free and allocate. For allocations of its own that fail it is called again, too.
+    pub const fn on_out_of_memory(mut self, hook: OutOfMemory) -> PageAllocator {
+        self.out_of_memory = Some(hook);
+        self
+    }
+
+    /// Gives all memory that is not in use back to the system, now: empties the calling thread's cache, then gives
+    /// back all free pages, and the parts of others that hold no live block. Returns the number of bytes of addresses
+    /// that this concerned; not all of them need have had memory.
+    ///
+    /// The caches of other threads are their own. They are emptied when their threads next come by a slow path, and
+    /// what becomes free thereby goes back in the usual time.
+    pub fn purge(&self) -> usize {
+        let Some(heap) = heap() else { return 0 };
+        thread_cache::call_for_blocks(heap);
+        heap.purge()
+    }
+
+    /// The process heap, made at first use; `None` while the system refuses it.
+    #[inline]
+    pub(crate) fn heap(&self) -> Option<&'static Heap<BuildGeometry>> {
+        heap().or_else(|| make_heap(&self.options))
     }
 
     /// Verifies every invariant of the page table, with the whole heap locked for as long as that takes. Blocks
@@ -92,20 +185,20 @@ unsafe impl GlobalAlloc for PageAllocator {
                 return block;
             }
         }
-        alloc_slow(layout)
+        self.alloc_slow(layout, false)
     }
 
     #[inline]
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         if !class_of(layout).is_some_and(|class| current().push(class, ptr.addr())) {
-            dealloc_slow(ptr, layout);
+            self.dealloc_slow(ptr, layout);
         }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if class_of(layout).is_none() {
-            return alloc_zeroed_slow(layout);
+            return self.alloc_slow(layout, true);
         }
         // SAFETY: the caller's contract is the same.
         let block = unsafe { self.alloc(layout) };
@@ -120,8 +213,8 @@ unsafe impl GlobalAlloc for PageAllocator {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        if heap().is_some_and(|heap| heap.resize_in_place(ptr.addr(), layout, new_layout)) {
-            return ptr;
+        if let Some(resized) = heap().and_then(|heap| heap.resize(ptr.addr(), layout, new_layout)) {
+            return resized;
         }
         // SAFETY: the new block differs from the old one, which is given up; both are as long as their layouts.
         unsafe {
@@ -135,42 +228,45 @@ unsafe impl GlobalAlloc for PageAllocator {
     }
 }
 
-#[cold]
-#[inline(never)]
-fn alloc_slow(layout: Layout) -> *mut u8 {
-    let Some(heap) = heap() else { return ptr::null_mut() };
+impl PageAllocator {
+    /// A block or a run; of a run, the bytes of the layout are zero if they are to be.
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+        loop {
+            let block = self.heap().map_or(ptr::null_mut(), |heap| alloc_from(heap, layout, zeroed));
+            if !block.is_null() || !self.out_of_memory.is_some_and(|hook| hook(layout)) {
+                return block;
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
+        let Some(heap) = self.heap() else { return };
+        let mut address = ptr.addr();
+        let class = BuildGeometry.class_of(layout);
+        if class == ClassIndex::NONE {
+            heap.dealloc_run(address, Some(layout));
+        } else {
+            let tag = heap.tag_for_free(address, class);
+            match thread_cache::current_or_made(heap, Some(tag.shard())) {
+                Some(cache) => cache.dealloc_slow(heap, tag, address),
+                None => heap.put_all(class, core::slice::from_mut(&mut address)),
+            }
+        }
+        decay::tick(heap);
+    }
+}
+
+fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
+    decay::tick(heap);
     match BuildGeometry.class_of(layout) {
-        ClassIndex::NONE => heap.alloc_run(layout, false),
+        ClassIndex::NONE => heap.alloc_run(layout, zeroed),
         class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => cache.alloc_slow(heap, class),
             None => heap.alloc_block(Tag::new(ShardIndex(0), class)),
         },
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn alloc_zeroed_slow(layout: Layout) -> *mut u8 {
-    match heap() {
-        Some(heap) if BuildGeometry.class_of(layout) == ClassIndex::NONE => heap.alloc_run(layout, true),
-        // A layout of size zero: there is nothing to write.
-        Some(_) => alloc_slow(layout),
-        None => ptr::null_mut(),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn dealloc_slow(ptr: *mut u8, layout: Layout) {
-    let Some(heap) = heap() else { return };
-    let mut address = ptr.addr();
-    let class = BuildGeometry.class_of(layout);
-    if class == ClassIndex::NONE {
-        return heap.dealloc_run(address, Some(layout));
-    }
-    let tag = heap.tag_for_free(address, class);
-    match thread_cache::current_or_made(heap, Some(tag.shard())) {
-        Some(cache) => cache.dealloc_slow(heap, tag, address),
-        None => heap.put_all(class, core::slice::from_mut(&mut address)),
     }
 }

@@ -6,11 +6,14 @@
 mod blocks;
 mod large;
 mod options;
+mod purge;
 
 pub use options::{HeapError, HeapOptions};
+pub(crate) use purge::Unused;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, HUGE_PAGE};
 use crate::lock::{Guard, Lock};
+use crate::options::Options;
 use crate::page_table::{Bin, Census, PageState, PageTable, Tag, Violation};
 use crate::runs::Runs;
 use crate::size_class::{BuildGeometry, CustomGeometry, Geometry, built};
@@ -23,8 +26,6 @@ use core::ptr::{self, NonNull};
 use core::slice;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Huge pages of the OS begin at multiples of this.
-const HUGE_PAGE: usize = 2 << 20;
 /// The process heap reserves so many times the machine's memory: free runs may be scattered.
 const ARENA_TO_MEMORY: usize = 2;
 /// What it tries to reserve when the machine does not say how much memory it has.
@@ -68,6 +69,10 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     shards_in_use: AtomicUsize,
     /// Whether the last page of a class and shard stays Divided when its last block is freed.
     keeps_last_page: bool,
+    /// Most pages in use at a time.
+    limit: PageCount,
+    /// Multi runs in mappings of their own: see [`large`].
+    mapped_apart: AtomicUsize,
     arena: Arena,
     /// The mapping that holds the table and the bins.
     tables: Mapping,
@@ -100,13 +105,15 @@ impl Drop for Mapping {
 
 impl Heap<BuildGeometry> {
     /// The heap of the process: as much address space as its program can need and the system grants.
-    pub(crate) fn for_process() -> Option<Heap<BuildGeometry>> {
+    pub(crate) fn for_process(options: &Options) -> Option<Heap<BuildGeometry>> {
         let usual = sys::physical_memory().saturating_mul(ARENA_TO_MEMORY).checked_next_power_of_two();
         let wanted = usual.filter(|&bytes| bytes > 0).unwrap_or(USUAL_RESERVATION);
         let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
         while bytes >= LEAST_RESERVATION {
             let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
-            if let Some(heap) = Heap::with_geometry(BuildGeometry, pages, built::SHARDS, true) {
+            let heap = Heap::with_geometry(BuildGeometry, pages, built::SHARDS, true, options.huge_pages);
+            if let Some(mut heap) = heap {
+                heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
                 return Some(heap);
             }
             bytes /= 2;
@@ -116,11 +123,17 @@ impl Heap<BuildGeometry> {
 }
 
 impl<G: Geometry> Heap<G> {
-    fn with_geometry(geometry: G, pages: PageCount, shards: usize, keeps_last_page: bool) -> Option<Heap<G>> {
+    fn with_geometry(
+        geometry: G,
+        pages: PageCount,
+        shards: usize,
+        keeps_last_page: bool,
+        huge_pages: bool,
+    ) -> Option<Heap<G>> {
         let page_size = geometry.page_size();
         let bytes = pages.bytes(geometry.page_shift()).next_multiple_of(sys::page_size());
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
-        let arena = Arena::reserve(bytes, align)?;
+        let arena = Arena::reserve(bytes, align, huge_pages)?;
         let bins = shards * geometry.class_count();
         let table_bytes = PageTable::storage(geometry, pages).next_multiple_of(align_of::<LockedBin>());
         let tables = Mapping::new(table_bytes + bins * size_of::<LockedBin>())?;
@@ -137,6 +150,8 @@ impl<G: Geometry> Heap<G> {
             shards,
             shards_in_use: AtomicUsize::new(1),
             keeps_last_page,
+            limit: pages,
+            mapped_apart: AtomicUsize::new(0),
             arena,
             tables,
         })
@@ -146,6 +161,12 @@ impl<G: Geometry> Heap<G> {
     #[inline]
     pub(crate) fn table(&self) -> &PageTable<G> {
         &self.table
+    }
+
+    /// Where `page` begins.
+    fn at(&self, page: PageIndex) -> NonNull<u8> {
+        // SAFETY: the page is one of the arena's.
+        unsafe { self.arena.start().add(page.get() << self.geometry().page_shift()) }
     }
 
     #[inline]
@@ -253,8 +274,8 @@ impl<G: Geometry> Heap<G> {
     pub unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        if self.resize_in_place(ptr.addr(), layout, new_layout) {
-            return ptr;
+        if let Some(resized) = self.resize(ptr.addr(), layout, new_layout) {
+            return resized;
         }
         let new = self.alloc(new_layout);
         if !new.is_null() {
@@ -267,16 +288,17 @@ impl<G: Geometry> Heap<G> {
         new
     }
 
-    /// Whether the live block at `address` serves `new` as well as `old`, where it stands. A run is made longer or
-    /// shorter for that if need be.
-    pub(crate) fn resize_in_place(&self, address: usize, old: Layout, new: Layout) -> bool {
+    /// Makes the live block at `address` one for `new` without copying it: it may serve `new` as well as `old`; a run
+    /// is made longer or shorter, or its memory is moved to another. `None`, and nothing done, if that cannot be.
+    #[inline]
+    pub(crate) fn resize(&self, address: usize, old: Layout, new: Layout) -> Option<*mut u8> {
         match (self.geometry().class_of(old), self.geometry().class_of(new)) {
             (ClassIndex::NONE, ClassIndex::NONE) => self.resize_run(address, Some(old), new),
             (old, new) if old == new => {
                 self.tag_for_free(address, old);
-                true
+                Some(self.pointer(address))
             }
-            _ => false,
+            _ => None,
         }
     }
 
@@ -376,7 +398,7 @@ mod tests {
 
     #[test]
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {
-        let heap = Heap::for_process().expect("the system grants some address space");
+        let heap = Heap::for_process(&Options::new()).expect("the system grants some address space");
         assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
         assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
         heap.check().expect("a new heap is in order");

@@ -88,13 +88,16 @@
 #[cfg(any(test, all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
 mod arena;
+mod decay;
 mod dump;
 mod fault;
 mod fork;
 mod global;
 mod heap;
+mod line;
 mod lock;
 mod metadata;
+mod options;
 pub mod page_table;
 pub mod runs;
 pub mod size_class;
@@ -105,7 +108,7 @@ mod thread_cache;
 mod tls;
 pub mod units;
 mod unsized_calls;
-pub use global::PageAllocator;
+pub use global::{OutOfMemory, PageAllocator};
 pub use heap::{Heap, HeapError, HeapOptions};
 pub use size_class::SizeClasses;
 pub use stats::Summary;

@@ -12,8 +12,8 @@ const SPINS: u32 = 64;
 /// Attempts after that with the processor given away between them.
 const YIELDS: u32 = 16;
 /// The first sleep; each is twice the one before it, up to the last.
-const FIRST_SLEEP_NS: u32 = 10_000;
-const LAST_SLEEP_NS: u32 = 1_000_000;
+const FIRST_SLEEP_NS: u64 = 10_000;
+const LAST_SLEEP_NS: u64 = 1_000_000;
 
 /// A value behind a spin lock.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl<T> Lock<T> {
 #[derive(Default)]
 struct Wait {
     attempts: u32,
-    sleep_ns: u32,
+    sleep_ns: u64,
 }
 
 impl Wait {

@@ -33,6 +33,7 @@ use crate::runs::{Runs, Summary};
 use crate::size_class::{GRANULE, Geometry};
 use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
 use core::fmt;
+use core::mem;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, Ordering};
 use static_assertions::{const_assert, const_assert_eq};
@@ -90,6 +91,18 @@ enum State {
     MultiHead,
 }
 
+/// How the memory of a Multi run is mapped, where that is not as in the rest of the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Mapping {
+    /// As the rest.
+    Usual = 0,
+    /// With huge pages where there are none otherwise, or without where there are.
+    Advised,
+    /// It was moved here from elsewhere, and the system keeps it apart.
+    Moved,
+}
+
 /// What the table knows about one page beside its bitmap. All zeros for a Free page and for a Multi tail.
 #[derive(Debug)]
 #[repr(C)]
@@ -97,6 +110,12 @@ struct Header {
     state: State,
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
     list: u8,
+    /// Divided: whether blocks were taken or put since [`DividedPage::rest`] last looked.
+    busy: bool,
+    /// Multi head: how the run is mapped.
+    mapping: Mapping,
+    /// Divided: the sixteenths of the page that have no memory, a bit each. The others may have some.
+    purged: u16,
     /// Divided: blocks handed out, those in thread caches included.
     live: u32,
     /// Divided: blocks from here on have never been handed out.
@@ -110,7 +129,7 @@ struct Header {
     run: PageCount,
 }
 
-const_assert_eq!(size_of::<Header>(), 28); // beside 64 KiB of memory; a field more is no harm
+const_assert_eq!(size_of::<Header>(), 32); // beside 64 KiB of memory; a field more is no harm
 const_assert!(align_of::<Header>() <= 8); // the storage is aligned to words
 
 /// What a page is, with the figures that belong to it.
@@ -195,6 +214,7 @@ struct Sections {
     bitmaps: usize,
     free: usize,
     dirty: usize,
+    idle: usize,
     summaries: usize,
     end: usize,
 }
@@ -206,10 +226,11 @@ impl Sections {
         let tags = aligned(capacity.get() * size_of::<Header>());
         let free = tags + aligned(capacity.get() * size_of::<AtomicU16>());
         let dirty = free + words * size_of::<u64>();
-        let summaries = dirty + words * size_of::<u64>();
+        let idle = dirty + words * size_of::<u64>();
+        let summaries = idle + words * size_of::<u64>();
         let bitmaps = summaries + aligned(nodes * size_of::<Summary>());
         let end = bitmaps + capacity.get() * words_per_page * size_of::<u64>();
-        Sections { tags, bitmaps, free, dirty, summaries, end }
+        Sections { tags, bitmaps, free, dirty, idle, summaries, end }
     }
 }
 
@@ -253,6 +274,7 @@ impl<G: Geometry> PageTable<G> {
                 capacity,
                 NonNull::slice_from_raw_parts(storage.add(sections.free).cast(), words).as_mut(),
                 NonNull::slice_from_raw_parts(storage.add(sections.dirty).cast(), words).as_mut(),
+                NonNull::slice_from_raw_parts(storage.add(sections.idle).cast(), words).as_mut(),
                 NonNull::slice_from_raw_parts(storage.add(sections.summaries).cast(), nodes).as_mut(),
             );
             (table, runs)
@@ -342,9 +364,24 @@ impl<G: Geometry> PageTable<G> {
         if header.state == State::MultiHead { Ok(header.run) } else { Err(Misuse::NotAtStart) }
     }
 
-    /// Makes the Multi run of `count` pages that begins at `head` Free.
+    /// How the Multi run that begins at `head` is mapped.
+    pub(crate) fn mapping(&self, runs: &Runs, head: PageIndex) -> Mapping {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
+        unsafe { (*self.header(head)).mapping }
+    }
+
+    /// Notes how the Multi run that begins at `head` is mapped; returns what was noted before.
+    pub(crate) fn set_mapping(&self, runs: &mut Runs, head: PageIndex, mapping: Mapping) -> Mapping {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: as in `mapping`.
+        unsafe { mem::replace(&mut (*self.header(head)).mapping, mapping) }
+    }
+
+    /// Makes the Multi run of `count` pages that begins at `head`, mapped as usual, Free.
     pub fn release_multi(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
         debug_assert_eq!(self.multi_run(runs, head), Ok(count));
+        debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
         // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
         let header = unsafe { &mut *self.header(head) };
         (header.state, header.run) = (State::None, PageCount(0));
@@ -377,6 +414,8 @@ impl<G: Geometry> PageTable<G> {
         let header = unsafe { &mut *self.header(page) };
         debug_assert_eq!(header.state, State::None);
         (header.state, header.live, header.watermark, header.first_word) = (State::Divided, 0, 0, 0);
+        let clean = runs.dirty_within(page, PageCount(1)).is_none();
+        (header.busy, header.purged) = (true, if clean { u16::MAX } else { 0 });
         self.set_tag(page, tag);
         bin.pages += 1;
         self.relist(bin, page, Bin::list_of(self.capacity_of(tag), self.capacity_of(tag)));
@@ -391,6 +430,7 @@ impl<G: Geometry> PageTable<G> {
         divided.bitmap().fill(0);
         divided.header.state = State::None;
         (divided.header.watermark, divided.header.first_word) = (0, 0);
+        (divided.header.busy, divided.header.purged) = (false, 0);
         self.set_tag(page, Tag::NONE);
         runs.release(page, PageCount(1));
     }

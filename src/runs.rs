@@ -5,7 +5,8 @@
 //! longest run. Runs therefore split and coalesce by setting bits: no list, no header at their ends. The idea is
 //! the page allocator of the Go runtime (`runtime/mpagealloc.go`).
 //!
-//! A second bitmap remembers which pages may hold something other than zeros.
+//! A second bitmap remembers which pages may hold something other than zeros, a third which of the free ones among
+//! them have been free for a while: these are the ones to give back to the system.
 //!
 //! All storage is handed in zeroed, and zero means *not available*: a table for terabytes costs memory only for
 //! the part of the arena that has been in use.
@@ -82,7 +83,10 @@ fn longest_ones(word: u64) -> u32 {
 #[derive(Debug)]
 pub struct Runs<'s> {
     free: &'s mut [u64],
+    /// Pages that may hold something other than zeros. What the system backs with memory is among them.
     dirty: &'s mut [u64],
+    /// Pages that were free and dirty when [`age`](Self::age) was last called, and have not been claimed since.
+    idle: &'s mut [u64],
     summaries: &'s mut [Summary],
     /// Where each level begins in `summaries`; level 0 has a summary a word, the last level one in all.
     levels: [usize; MAX_LEVELS],
@@ -106,7 +110,7 @@ fn level_sizes(capacity: PageCount) -> impl Iterator<Item = usize> {
 }
 
 impl<'s> Runs<'s> {
-    /// Entries that the bitmaps and the summaries need for `capacity` pages.
+    /// Entries that each of the three bitmaps, and the summaries, need for `capacity` pages.
     pub fn storage(capacity: PageCount) -> (usize, usize) {
         (capacity.get().div_ceil(WORD).max(1), level_sizes(capacity).sum())
     }
@@ -118,6 +122,7 @@ impl<'s> Runs<'s> {
         capacity: PageCount,
         free: &'s mut [u64],
         dirty: &'s mut [u64],
+        idle: &'s mut [u64],
         summaries: &'s mut [Summary],
     ) -> Runs<'s> {
         let (mut levels, mut start) = ([0; MAX_LEVELS], 0);
@@ -129,6 +134,7 @@ impl<'s> Runs<'s> {
         Runs {
             free,
             dirty,
+            idle,
             summaries,
             levels,
             height: 1,
@@ -220,6 +226,9 @@ impl<'s> Runs<'s> {
 
     /// Takes `count` free pages from `start` on.
     pub fn claim(&mut self, start: PageIndex, count: PageCount) {
+        for (word, mask) in words_of(start, count) {
+            self.idle[word] &= !mask;
+        }
         self.set(start, count, false);
     }
 
@@ -229,6 +238,47 @@ impl<'s> Runs<'s> {
             self.dirty[word] |= mask;
         }
         self.set(start, count, true);
+    }
+
+    /// Notes that `count` pages from `start` on, free or not, read as zeros and have no memory.
+    pub fn clean(&mut self, start: PageIndex, count: PageCount) {
+        for (word, mask) in words_of(start, count) {
+            self.dirty[word] &= !mask;
+            self.idle[word] &= !mask;
+        }
+    }
+
+    /// The first free and dirty pages from `from` on that lie side by side, counted up to `most` and no further than
+    /// a multiple of `most`; with `idle`, only those that were free and dirty at the last [`age`](Self::age), too.
+    pub fn dirty_free_from(
+        &self,
+        from: PageIndex,
+        idle: bool,
+        most: PageCount,
+    ) -> Option<(PageIndex, PageCount)> {
+        debug_assert!(most.0.is_power_of_two());
+        let wanted = |word: usize| if idle { self.idle[word] } else { self.free[word] & self.dirty[word] };
+        let mut at = from;
+        while at < self.frontier {
+            let (word, bit) = (at.get() / WORD, at.get() % WORD);
+            let rest = wanted(word) >> bit;
+            if rest != 0 {
+                let start = at.plus(PageCount(rest.trailing_zeros()));
+                let ones = (rest >> rest.trailing_zeros()).trailing_ones();
+                let to_boundary = most.0 - start.0 % most.0;
+                return Some((start, PageCount(ones.min(to_boundary))));
+            }
+            at = PageIndex(((word + 1) * WORD) as u32);
+        }
+        None
+    }
+
+    /// Begins a new age: pages that are free and dirty are idle until they are claimed.
+    pub fn age(&mut self) {
+        let words = self.frontier.get().div_ceil(WORD);
+        for word in 0..words {
+            self.idle[word] = self.free[word] & self.dirty[word];
+        }
     }
 
     /// Whether `page` is free: released, or never used.
@@ -281,6 +331,9 @@ impl<'s> Runs<'s> {
             .any(|(word, mask)| (self.free[word] | self.dirty[word]) & mask != 0)
         {
             return Err("a page above the frontier is marked");
+        }
+        if (0..self.free.len()).any(|word| self.idle[word] & !(self.free[word] & self.dirty[word]) != 0) {
+            return Err("an idle page is in use, or clean");
         }
         if self.in_use(self.height - 1) > FANOUT {
             return Err("the tree is too low for its pages");
@@ -378,6 +431,7 @@ mod tests {
             capacity,
             vec![0; words].leak(),
             vec![0; words].leak(),
+            vec![0; words].leak(),
             vec![Summary::default(); nodes].leak(),
         )
     }
@@ -460,6 +514,32 @@ mod tests {
         runs.release(PageIndex(190), PageCount(10));
         assert_eq!(runs.dirty_within(PageIndex(100), PageCount(200)), Some((PageIndex(130), PageCount(70))));
         assert_eq!(runs.dirty_within(PageIndex(132), PageCount(58)), None);
+        runs.check().unwrap();
+    }
+
+    #[test]
+    fn pages_are_idle_once_they_stayed_free_from_one_age_to_the_next() {
+        let mut runs = runs(1_000);
+        let (all, most) = (PageIndex(0), PageCount(32));
+        runs.grow(PageCount(500));
+        runs.claim(PageIndex(0), PageCount(300));
+        assert_eq!(runs.dirty_free_from(all, false, most), None);
+        runs.release(PageIndex(30), PageCount(40));
+        assert_eq!(runs.dirty_free_from(all, false, most), Some((PageIndex(30), PageCount(2))));
+        assert_eq!(runs.dirty_free_from(PageIndex(32), false, most), Some((PageIndex(32), PageCount(32))));
+        assert_eq!(runs.dirty_free_from(PageIndex(64), false, most), Some((PageIndex(64), PageCount(6))));
+        assert_eq!(runs.dirty_free_from(PageIndex(70), false, most), None);
+        assert_eq!(runs.dirty_free_from(all, true, most), None);
+        runs.age();
+        runs.claim(PageIndex(30), PageCount(5));
+        runs.release(PageIndex(30), PageCount(5));
+        assert_eq!(runs.dirty_free_from(all, true, most), Some((PageIndex(35), PageCount(29))));
+        runs.check().unwrap();
+        runs.clean(PageIndex(35), PageCount(35));
+        assert_eq!(runs.dirty_free_from(all, true, most), None);
+        assert_eq!(runs.dirty_within(PageIndex(30), PageCount(40)), Some((PageIndex(30), PageCount(5))));
+        runs.age();
+        assert_eq!(runs.dirty_free_from(all, true, most), Some((PageIndex(30), PageCount(2))));
         runs.check().unwrap();
     }
 

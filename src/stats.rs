@@ -1,6 +1,6 @@
 //! What a heap's memory is used for, counted from the page table.
 
-use crate::global::{PageAllocator, heap};
+use crate::global::PageAllocator;
 use crate::heap::Heap;
 use crate::metadata;
 use crate::page_table::PageState;
@@ -134,7 +134,7 @@ impl PageAllocator {
     /// }
     /// ```
     pub fn summary(&self) -> Summary {
-        heap().map_or_else(Summary::default, |heap| heap.summary().with_caches())
+        self.heap().map_or_else(Summary::default, |heap| heap.summary().with_caches())
     }
 }
 

@@ -9,6 +9,7 @@
 //! makes the real cache. It ends on [`GONE`], which looks the same but is never replaced: what a thread frees or
 //! allocates after its cache was flushed goes to the heap directly.
 
+use crate::decay;
 use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::metadata;
@@ -74,6 +75,11 @@ pub(crate) struct ThreadCache {
     shard: ShardIndex,
     /// Bytes of blocks that the stacks have slots for.
     slot_bytes: Cell<usize>,
+    /// The last call for all blocks that was heard.
+    calls: Cell<u32>,
+    /// The last pass of [`decay`] that was seen, and how many blocks each local stack had then.
+    passes: Cell<u32>,
+    held_then: [Cell<u16>; CLASS_COUNT],
     /// Neighbours in the registry, which guards them.
     next: Cell<*const ThreadCache>,
     previous: Cell<*const ThreadCache>,
@@ -97,6 +103,9 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     remote: Stacks::NONE,
     shard: ShardIndex(0),
     slot_bytes: Cell::new(0),
+    calls: Cell::new(0),
+    passes: Cell::new(0),
+    held_then: [const { Cell::new(0) }; CLASS_COUNT],
     next: Cell::new(ptr::null()),
     previous: Cell::new(ptr::null()),
 });
@@ -115,6 +124,9 @@ struct Registry {
 
 // SAFETY: the registry holds addresses; who follows them holds its lock.
 unsafe impl Send for Registry {}
+
+/// Calls for all blocks of all caches so far: each cache hears them on its next slow path.
+static CALLS: AtomicU32 = AtomicU32::new(0);
 
 static REGISTRY: Lock<Registry> = Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS] });
 
@@ -349,6 +361,7 @@ impl ThreadCache {
         if !block.is_null() {
             return block;
         }
+        self.give_up_blocks(heap);
         self.grow(&self.local, class);
         let (slots, _) = self.local.slots(class);
         let tag = self.expected[class.get()];
@@ -370,6 +383,7 @@ impl ThreadCache {
         if stacks.push(class, address) {
             return;
         }
+        self.give_up_blocks(heap);
         if !self.grow(stacks, class) {
             let (slots, used) = stacks.slots(class);
             // The older half goes; what was freed last is warm.
@@ -397,6 +411,36 @@ impl ThreadCache {
         }
         self.slot_bytes.set(self.slot_bytes.get() + more);
         true
+    }
+
+    /// Gives back what others have called for since the last slow path, or what was not used for a whole period.
+    #[inline]
+    fn give_up_blocks(&self, heap: &Heap<BuildGeometry>) {
+        if self.calls.get() != CALLS.load(Relaxed) {
+            self.calls.set(CALLS.load(Relaxed));
+            self.flush(heap);
+        }
+        if self.passes.get() != decay::passes() {
+            self.passes.set(decay::passes());
+            self.shrink(heap);
+        }
+    }
+
+    /// Empties the stacks that are as full as they were a period ago, which were hardly used meanwhile, and gives
+    /// their words back.
+    #[cold]
+    fn shrink(&self, heap: &Heap<BuildGeometry>) {
+        for class in classes() {
+            let (slots, used) = self.local.slots(class);
+            let then = self.held_then[class.get()].replace(used as u16);
+            if usize::from(then) == used && !slots.is_empty() {
+                let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
+                heap.put_all(class, &mut slots[..used]);
+                self.local.drop_words(class);
+                self.slot_bytes.set(self.slot_bytes.get() - bytes);
+                self.held_then[class.get()].set(0);
+            }
+        }
     }
 
     /// Gives every block back to its page.
@@ -451,6 +495,9 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
             remote: Stacks::NONE,
             shard,
             slot_bytes: Cell::new(0),
+            calls: Cell::new(CALLS.load(Relaxed)),
+            passes: Cell::new(decay::passes()),
+            held_then: [const { Cell::new(0) }; CLASS_COUNT],
             next: Cell::new(registry.first),
             previous: Cell::new(ptr::null()),
         });
@@ -471,6 +518,15 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
         return None;
     }
     Some(cache)
+}
+
+/// Gives back all blocks of the calling thread's cache, and calls for those of all others.
+pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
+    CALLS.fetch_add(1, Relaxed);
+    let cache = current();
+    if !cache.is_sentinel() {
+        cache.give_up_blocks(heap);
+    }
 }
 
 /// The key whose destructor flushes the cache of a thread that ends.

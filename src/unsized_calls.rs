@@ -4,8 +4,9 @@
 //! `malloc` and `free` are there as a whole and as their fast halves, `malloc_cached` and `free_cached`, for callers
 //! who have something of their own to do on the slow side, such as setting `errno`.
 
+use crate::decay;
 use crate::fault;
-use crate::global::{PageAllocator, heap};
+use crate::global::PageAllocator;
 use crate::page_table::Misuse;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF};
 use crate::thread_cache::{self, current};
@@ -51,7 +52,7 @@ impl PageAllocator {
     #[inline]
     pub fn malloc(&self, size: usize) -> *mut u8 {
         let block = self.malloc_cached(size);
-        if block.is_null() { malloc_slow(size) } else { block }
+        if block.is_null() { self.malloc_slow(size) } else { block }
     }
 
     /// [`malloc`](Self::malloc) for as long as the calling thread's cache has such a block; null if it has none.
@@ -91,7 +92,7 @@ impl PageAllocator {
     pub unsafe fn free(&self, ptr: *mut u8) {
         // SAFETY: the caller's contract is the same.
         if !unsafe { self.free_cached(ptr) } {
-            free_slow(ptr);
+            self.free_slow(ptr);
         }
     }
 
@@ -114,7 +115,7 @@ impl PageAllocator {
     pub unsafe fn free_sized(&self, ptr: *mut u8, size: usize) {
         // The class that the size tells is most often that of the page, and the cache compares the two.
         if !class_of(size).is_some_and(|class| current().push(class, ptr.addr())) {
-            free_sized_slow(ptr, size);
+            self.free_sized_slow(ptr, size);
         }
     }
 
@@ -127,7 +128,7 @@ impl PageAllocator {
         if ptr.is_null() {
             return 0;
         }
-        heap().map_or(0, |heap| heap.usable_size(ptr.addr()))
+        self.heap().map_or(0, |heap| heap.usable_size(ptr.addr()))
     }
 
     /// Makes a block one of `new_size` bytes, where it stands or elsewhere, with the contents kept as far as both
@@ -137,16 +138,16 @@ impl PageAllocator {
     /// # Safety
     /// `ptr` was allocated by this allocator, by a call that does not take a [`Layout`], and has not been freed since.
     pub unsafe fn realloc_unsized(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
-        let (Some(heap), Some(layout)) = (heap(), layout_of(new_size)) else { return ptr::null_mut() };
+        let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
         let old_size = heap.usable_size(ptr.addr());
-        let stays = match BuildGeometry.class_of(layout) {
-            ClassIndex::NONE => {
-                old_size >= BuildGeometry.page_size() && heap.resize_run(ptr.addr(), None, layout)
+        let resized = match BuildGeometry.class_of(layout) {
+            ClassIndex::NONE if old_size >= BuildGeometry.page_size() => {
+                heap.resize_run(ptr.addr(), None, layout)
             }
-            class => BuildGeometry.classes().block(class) == old_size,
+            class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
-        if stays {
-            return ptr;
+        if let Some(resized) = resized {
+            return resized;
         }
         let new = self.malloc(new_size);
         if new.is_null() {
@@ -161,42 +162,47 @@ impl PageAllocator {
     }
 }
 
-#[cold]
-#[inline(never)]
-fn malloc_slow(size: usize) -> *mut u8 {
-    match layout_of(size) {
-        // SAFETY: the size is not zero.
-        Some(layout) => unsafe { PageAllocator::new().alloc(layout) },
-        None => ptr::null_mut(),
+impl PageAllocator {
+    #[cold]
+    #[inline(never)]
+    fn malloc_slow(&self, size: usize) -> *mut u8 {
+        match layout_of(size) {
+            // SAFETY: the size is not zero.
+            Some(layout) => unsafe { self.alloc(layout) },
+            None => ptr::null_mut(),
+        }
     }
-}
 
-#[cold]
-#[inline(never)]
-fn free_slow(ptr: *mut u8) {
-    if ptr.is_null() {
-        return;
+    #[cold]
+    #[inline(never)]
+    fn free_slow(&self, ptr: *mut u8) {
+        if ptr.is_null() {
+            return;
+        }
+        let Some(heap) = self.heap() else { return };
+        let mut address = ptr.addr();
+        match heap.tag_of(address) {
+            None => heap.dealloc_run(address, None),
+            Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
+                Some(cache) => cache.dealloc_slow(heap, tag, address),
+                None => heap.put_all(tag.class(), slice::from_mut(&mut address)),
+            },
+        }
+        decay::tick(heap);
     }
-    let Some(heap) = heap() else { return };
-    let mut address = ptr.addr();
-    let Some(tag) = heap.tag_of(address) else { return heap.dealloc_run(address, None) };
-    match thread_cache::current_or_made(heap, Some(tag.shard())) {
-        Some(cache) => cache.dealloc_slow(heap, tag, address),
-        None => heap.put_all(tag.class(), slice::from_mut(&mut address)),
-    }
-}
 
-#[cold]
-#[inline(never)]
-fn free_sized_slow(ptr: *mut u8, size: usize) {
-    if ptr.is_null() {
-        return;
+    #[cold]
+    #[inline(never)]
+    fn free_sized_slow(&self, ptr: *mut u8, size: usize) {
+        if ptr.is_null() {
+            return;
+        }
+        if let Some(heap) = self.heap()
+            && heap.usable_size(ptr.addr()) < size
+        {
+            let state = heap.table().page_of(ptr.addr()).map(|page| heap.page_state(page));
+            fault::misuse(Misuse::WrongLayout, ptr.addr(), state);
+        }
+        self.free_slow(ptr);
     }
-    if let Some(heap) = heap()
-        && heap.usable_size(ptr.addr()) < size
-    {
-        let state = heap.table().page_of(ptr.addr()).map(|page| heap.page_state(page));
-        fault::misuse(Misuse::WrongLayout, ptr.addr(), state);
-    }
-    free_slow(ptr);
 }

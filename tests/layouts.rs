@@ -193,14 +193,14 @@ fn a_zeroed_run_is_zero_on_pages_fresh_and_recycled() {
         block.write_bytes(0xAA, recycled.size());
         heap.dealloc(block, recycled);
         // Begins with what was just freed, and reaches over what was never used.
-        let whole = layout(7 << 20, 8);
+        let whole = layout(3 << 20, 8);
         let zeroed = heap.alloc_zeroed(whole);
         assert_eq!(zeroed, block);
         assert!(is_zero(zeroed, whole.size()));
         zeroed.write_bytes(0xAA, whole.size());
         // What a run gives back when it shrinks is dirty.
         assert_eq!(heap.realloc(zeroed, whole, PAGE), zeroed);
-        let rest = layout(6 << 20, 8);
+        let rest = layout(2 << 20, 8);
         let behind = heap.alloc_zeroed(rest);
         assert_eq!(behind.addr(), zeroed.addr() + PAGE);
         assert!(is_zero(behind, rest.size()));

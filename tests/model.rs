@@ -684,6 +684,7 @@ impl RunsModel {
             PageCount(capacity),
             vec![0; words].leak(),
             vec![0; words].leak(),
+            vec![0; words].leak(),
             vec![Summary::default(); nodes].leak(),
         );
         RunsModel { runs, free: Vec::new(), dirty: Vec::new() }

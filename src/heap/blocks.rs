@@ -61,6 +61,9 @@ impl<G: Geometry> Heap<G> {
 
     fn claim_divided(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
         let mut runs = self.runs();
+        if !self.may_use(&runs, PageCount(1)) {
+            return None;
+        }
         let page = self.find(&mut runs, PageCount(1))?;
         self.table.claim_divided(&mut runs, bin, tag, page);
         Some(page)

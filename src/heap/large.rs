@@ -1,14 +1,30 @@
 //! Runs of pages: large allocations, and where pages come from at all.
+//!
+//! A run that has to move is moved by remapping its memory, not by copying it. The system then keeps a mapping of its
+//! own for it, as it does for a run that is backed by huge pages where its neighbours are not. Processes may have only
+//! so many mappings: so there are at most [`MOST_APART`] such runs, and before one is freed, its pages are mapped as
+//! all others.
 
 use super::Heap;
+use crate::arena::HUGE_PAGE;
 use crate::fault;
 use crate::lock::Guard;
-use crate::page_table::Misuse;
+use crate::page_table::{Mapping, Misuse};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
+use crate::sys;
 use crate::units::{PageCount, PageIndex};
 use core::alloc::Layout;
+use core::ops::Range;
 use core::ptr;
+use core::sync::atomic::Ordering::Relaxed;
+
+/// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
+const LARGE: usize = 2 * HUGE_PAGE;
+/// Runs of so many bytes are moved by remapping.
+const REMAPPED: usize = 1 << 20;
+/// Most runs at a time that are mapped otherwise than their neighbours: each may cost two mappings.
+const MOST_APART: usize = 16;
 
 impl<G: Geometry> Heap<G> {
     /// The lowest run of `count` free pages, of which none is claimed yet; commits memory if there is none.
@@ -18,6 +34,12 @@ impl<G: Geometry> Heap<G> {
         }
         let more = PageCount(count.0 - runs.free_below_frontier().0);
         if self.commit(runs, more) { runs.find(count) } else { None }
+    }
+
+    /// Whether the heap's limit allows for so many pages more.
+    pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
+        let used = runs.frontier().get() - runs.free_pages().get();
+        used + more.get() <= self.limit.get()
     }
 
     /// Commits at least `more` pages above the frontier; false if that cannot be.
@@ -37,23 +59,24 @@ impl<G: Geometry> Heap<G> {
         PageCount::holding(layout.size().max(1), self.geometry().page_shift())
     }
 
+    /// Where pages lie, as offsets from the start of the arena.
+    fn range(&self, start: PageIndex, count: PageCount) -> Range<usize> {
+        let shift = self.geometry().page_shift();
+        start.get() << shift..start.plus(count).get() << shift
+    }
+
     pub(crate) fn alloc_run(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         let shift = self.geometry().page_shift();
-        let Some(count) = self.pages_for(layout).filter(|&count| count <= self.table.capacity()) else {
-            return ptr::null_mut();
-        };
-        // Any run this much longer has an aligned one in it.
-        let slack = (layout.align() >> shift).saturating_sub(1);
-        let Some(padded) = u32::try_from(count.get() + slack).ok().map(PageCount) else {
-            return ptr::null_mut();
-        };
-        let mut runs = self.runs();
-        let Some(found) = self.find(&mut runs, padded) else { return ptr::null_mut() };
-        let address = self.table.address_of(found).next_multiple_of(layout.align());
-        let start = PageIndex(((address - self.table.base()) >> shift) as u32);
-        self.table.claim_multi(&mut runs, start, count);
+        let Some((runs, start, count)) = self.claim_run(layout) else { return ptr::null_mut() };
         let dirty = if zeroed { runs.dirty_within(start, count) } else { None };
-        drop(runs);
+        if layout.size() >= LARGE {
+            // Who asks for zeros may mean to use only a few of them: a table that is to fill up some day. Memory that
+            // is not zeroed is there to be written, and what is dirty is about to be.
+            self.advise(runs, start, count, !zeroed || dirty.is_some());
+        } else {
+            drop(runs);
+        }
+        let address = self.table.address_of(start);
         if let Some((first, pages)) = dirty {
             let start = self.pointer(self.table.address_of(first));
             let end = (address + layout.size()).min(start.addr() + pages.bytes(shift));
@@ -63,25 +86,176 @@ impl<G: Geometry> Heap<G> {
         self.pointer(address)
     }
 
-    /// Frees the run at `address`; with `layout`, only if that is what it was allocated with.
-    pub(crate) fn dealloc_run(&self, address: usize, layout: Option<Layout>) {
-        let (mut runs, head, count) = self.expect_run(address, layout);
-        self.table.release_multi(&mut runs, head, count);
+    /// Claims a run for `layout`, and returns it with the lock it is under.
+    fn claim_run(&self, layout: Layout) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
+        let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
+        let mut runs = self.runs();
+        if !self.may_use(&runs, count) {
+            return None;
+        }
+        let at_huge_page = if layout.size() >= LARGE && self.arena.has_huge_pages() {
+            self.find_aligned(&mut runs, count, layout.align().max(HUGE_PAGE))
+        } else {
+            None
+        };
+        let start = match at_huge_page {
+            Some(start) => start,
+            None => self.find_aligned(&mut runs, count, layout.align())?,
+        };
+        self.table.claim_multi(&mut runs, start, count);
+        Some((runs, start, count))
     }
 
-    /// Makes the run at `address` long enough for `new` where it stands, and no longer.
-    pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> bool {
-        let Some(new_count) = self.pages_for(new) else { return false };
-        let (mut runs, head, count) = self.expect_run(address, old);
-        if new_count > count {
-            let more = PageCount(new_count.0 - count.0);
-            let free = runs.free_from(head.plus(count), more);
-            let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
-            if free < more && !(up_to_frontier && self.commit(&mut runs, PageCount(more.0 - free.0))) {
-                return false;
-            }
+    /// A low run of `count` free pages whose address `align` divides.
+    fn find_aligned(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+        let shift = self.geometry().page_shift();
+        if let Some(lowest) = runs.find(count)
+            && self.table.address_of(lowest).is_multiple_of(align)
+        {
+            return Some(lowest);
         }
-        self.table.resize_multi(&mut runs, head, count, new_count)
+        // Any run this much longer has an aligned one in it.
+        let slack = (align >> shift).saturating_sub(1);
+        let padded = PageCount(u32::try_from(count.get() + slack).ok()?);
+        let found = self.find(runs, padded)?;
+        let address = self.table.address_of(found).next_multiple_of(align);
+        Some(PageIndex(((address - self.table.base()) >> shift) as u32))
+    }
+
+    /// Has the system back a new run with huge pages or without, if it would do otherwise.
+    fn advise(&self, mut runs: Guard<'_, Runs<'static>>, head: PageIndex, count: PageCount, huge: bool) {
+        let run = self.range(head, count);
+        if self.has_whole_os_pages()
+            && let Some(part) = self.arena.backed_otherwise(run.start, run.len(), huge)
+            && self.count_apart()
+        {
+            self.table.set_mapping(&mut runs, head, Mapping::Advised);
+            drop(runs);
+            self.arena.advise_huge(part, huge);
+        }
+    }
+
+    /// Counts one more run that is mapped apart; false if there are too many.
+    fn count_apart(&self) -> bool {
+        self.mapped_apart
+            .fetch_update(Relaxed, Relaxed, |runs| (runs < MOST_APART).then_some(runs + 1))
+            .is_ok()
+    }
+
+    /// Maps pages of a run again as their neighbours are. False if the system refuses: then they are not to be used.
+    fn map_as_usual(&self, start: PageIndex, count: PageCount, mapping: Mapping) -> bool {
+        let range = self.range(start, count);
+        // SAFETY: the caller has the pages, and needs none of their contents.
+        if mapping == Mapping::Moved && !unsafe { sys::map_over(self.at(start), range.len()) } {
+            return false;
+        }
+        if mapping != Mapping::Usual {
+            self.arena.advise_as_usual(range);
+        }
+        true
+    }
+
+    /// Frees the run at `address`; with `layout`, only if that is what it was allocated with.
+    pub(crate) fn dealloc_run(&self, address: usize, layout: Option<Layout>) {
+        let (runs, head, count) = self.expect_run(address, layout);
+        self.free_run(runs, head, count);
+    }
+
+    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+        let mapping = self.table.mapping(&runs, head);
+        if mapping != Mapping::Usual {
+            drop(runs);
+            if !self.map_as_usual(head, count, mapping) {
+                // The run stays as it is, and nobody's.
+                return;
+            }
+            self.mapped_apart.fetch_sub(1, Relaxed);
+            runs = self.expect_run(self.table.address_of(head), None).0;
+            self.table.set_mapping(&mut runs, head, Mapping::Usual);
+        }
+        self.table.release_multi(&mut runs, head, count);
+        if mapping == Mapping::Moved {
+            runs.clean(head, count);
+        }
+    }
+
+    /// Makes the run at `address` long enough for `new`, and no longer: where it stands, or by moving its memory to
+    /// another one. `None`, and the run untouched, if that cannot be.
+    pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> Option<*mut u8> {
+        let new_count = self.pages_for(new)?;
+        let (mut runs, head, count) = self.expect_run(address, old);
+        if new_count < count {
+            self.shrink_run(runs, head, count, new_count);
+        } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {
+            drop(runs);
+            return self.move_run(head, count, new);
+        }
+        Some(self.pointer(address))
+    }
+
+    fn grow_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount, new_count: PageCount) -> bool {
+        let more = PageCount(new_count.0 - count.0);
+        let free = runs.free_from(head.plus(count), more);
+        let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
+        self.may_use(runs, more)
+            && (free == more || (up_to_frontier && self.commit(runs, PageCount(more.0 - free.0))))
+            && self.table.resize_multi(runs, head, count, new_count)
+    }
+
+    fn shrink_run<'h>(
+        &'h self,
+        mut runs: Guard<'h, Runs<'static>>,
+        head: PageIndex,
+        count: PageCount,
+        new_count: PageCount,
+    ) {
+        let (tail, tail_count) = (head.plus(new_count), PageCount(count.0 - new_count.0));
+        let mapping = self.table.mapping(&runs, head);
+        let usable = mapping == Mapping::Usual || {
+            drop(runs);
+            let usable = self.map_as_usual(tail, tail_count, mapping);
+            runs = self.expect_run(self.table.address_of(head), None).0;
+            usable
+        };
+        self.table.resize_multi(&mut runs, head, count, new_count);
+        if !usable {
+            // A run of its own, and nobody's.
+            self.table.claim_multi(&mut runs, tail, tail_count);
+        } else if mapping == Mapping::Moved {
+            runs.clean(tail, tail_count);
+        }
+    }
+
+    /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
+    fn move_run(&self, head: PageIndex, count: PageCount, new: Layout) -> Option<*mut u8> {
+        let bytes = count.bytes(self.geometry().page_shift());
+        if bytes < REMAPPED || !self.has_whole_os_pages() || !self.count_apart() {
+            return None;
+        }
+        let Some((runs, start, new_count)) = self.claim_run(new) else {
+            self.mapped_apart.fetch_sub(1, Relaxed);
+            return None;
+        };
+        drop(runs);
+        // SAFETY: both runs are the caller's, and differ.
+        let moved = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
+        let mut runs = self.runs();
+        self.table.set_mapping(&mut runs, start, Mapping::Moved);
+        if !moved {
+            // Whatever is left of the new run is mapped anew before it is freed.
+            self.free_run(runs, start, new_count);
+            return None;
+        }
+        // What is left of the old run has no memory.
+        let mapping = self.table.mapping(&runs, head);
+        if mapping == Mapping::Usual {
+            self.table.release_multi(&mut runs, head, count);
+            runs.clean(head, count);
+        } else {
+            self.table.set_mapping(&mut runs, head, Mapping::Moved);
+            self.free_run(runs, head, count);
+        }
+        Some(self.pointer(self.table.address_of(start)))
     }
 
     /// The run at `address`, which was allocated with `layout` if one is given, and the lock it is under. Ends the

@@ -1,7 +1,7 @@
 //! Whether all that should hold of a table does.
 
 use super::bin::{LISTS, Link};
-use super::{Bin, Header, PageTable, State, Tag};
+use super::{Bin, Header, Mapping, PageTable, State, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::units::{PageCount, PageIndex};
@@ -52,6 +52,9 @@ impl<G: Geometry> PageTable<G> {
             let header = unsafe { &*self.header(page) };
             let tag = self.tag(page);
             let mut pages = PageCount(1);
+            if header.state != State::MultiHead && header.mapping != Mapping::Usual {
+                return fail("a page that begins no run is mapped apart", page);
+            }
             if runs.is_free(page) {
                 if header.state != State::None || tag.is_divided() {
                     return fail("a free page has a state", page);

@@ -4,6 +4,9 @@ use super::{Bin, Header, Misuse, PageState, PageTable, Tag};
 use crate::size_class::Geometry;
 use crate::units::PageIndex;
 
+/// Parts of a page of which it is known whether they may have memory: the bits of [`Header::purged`].
+const PARTS: usize = u16::BITS as usize;
+
 /// Exclusive use of one Divided page.
 #[derive(Debug)]
 pub struct DividedPage<'a, G> {
@@ -57,6 +60,7 @@ impl<G: Geometry> DividedPage<'_, G> {
             address += block;
         }
         let taken = slots.len() - unfilled + fresh;
+        self.header.purged = 0;
         self.header.first_word = at as u32;
         self.header.watermark = (watermark + fresh) as u32;
         self.header.live += taken as u32;
@@ -103,8 +107,66 @@ impl<G: Geometry> DividedPage<'_, G> {
         misuse.map_or(Ok(put), |misuse| Err((put, misuse)))
     }
 
+    /// Whether no block was taken or put since this was last asked.
+    pub fn rest(&mut self) -> bool {
+        !core::mem::replace(&mut self.header.busy, false)
+    }
+
+    /// The parts of the page that hold no live block and may have memory, as offsets of their first bytes and behind
+    /// their last; each is a multiple of `grain` bytes, a power of two. A caller who gives the memory of a part back
+    /// to the system, such that it reads as zeros, says so by [`purged`](Self::purged).
+    pub fn unused_parts(&mut self, grain: usize) -> impl Iterator<Item = (usize, usize)> + use<G> {
+        let part = grain.max(self.table.geometry.page_size() / PARTS);
+        let parts = self.table.geometry.page_size() / part;
+        let block = self.table.geometry.classes().block(self.tag.class());
+        let capacity = self.table.capacity_of(self.tag);
+        let watermark = self.header.watermark as usize;
+        let mut unused = 0u32;
+        for number in 0..parts {
+            let first = number * part / block;
+            let last = ((number + 1) * part).div_ceil(block).min(capacity);
+            let all_free = self.all_free(first, last.min(watermark));
+            unused |= u32::from(all_free) << number;
+        }
+        unused &= !u32::from(self.header.purged);
+        core::iter::from_fn(move || {
+            if unused == 0 {
+                return None;
+            }
+            let first = unused.trailing_zeros() as usize;
+            let count = (unused >> first).trailing_ones() as usize;
+            unused &= !(((1 << count) - 1) << first);
+            Some((first * part, (first + count) * part))
+        })
+    }
+
+    /// Notes that the page has no memory, and reads as zeros, from offset `start` to `end`.
+    pub fn purged(&mut self, start: usize, end: usize, grain: usize) {
+        let part = grain.max(self.table.geometry.page_size() / PARTS);
+        for number in start / part..end / part {
+            self.header.purged |= 1 << number;
+        }
+    }
+
+    /// Whether no block from `first` to before `end`, all below the watermark, is live.
+    fn all_free(&mut self, first: usize, end: usize) -> bool {
+        let bitmap = self.bitmap();
+        let mut at = first;
+        while at < end {
+            let (word, bit) = (at / u64::BITS as usize, at % u64::BITS as usize);
+            let count = (u64::BITS as usize - bit).min(end - at);
+            let mask = (u64::MAX >> (u64::BITS as usize - count)) << bit;
+            if bitmap[word] & mask != mask {
+                return false;
+            }
+            at += count;
+        }
+        true
+    }
+
     /// Moves the page to the list that its fullness asks for. Due after blocks were taken or put.
     pub fn settle(self) {
+        self.header.busy = true;
         let capacity = self.table.capacity_of(self.tag);
         let list = Bin::list_of(capacity - self.header.live as usize, capacity);
         self.table.relist(self.bin, self.page, list);

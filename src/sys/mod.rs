@@ -2,8 +2,9 @@
 //!
 //! Sizes and addresses given to the memory calls are multiples of [`page_size`].
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::ffi::CStr;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 const PRIVATE_AND_UNCOUNTED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
@@ -46,7 +47,7 @@ pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
 
 fn map(bytes: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
     // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in use.
-    let start = unsafe { libc::mmap(core::ptr::null_mut(), bytes, protection, PRIVATE_AND_UNCOUNTED, -1, 0) };
+    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, PRIVATE_AND_UNCOUNTED, -1, 0) };
     if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) }
 }
 
@@ -59,13 +60,49 @@ pub(crate) unsafe fn commit(start: NonNull<u8>, bytes: usize) -> bool {
     unsafe { libc::mprotect(start.as_ptr().cast(), bytes, libc::PROT_READ | libc::PROT_WRITE) == 0 }
 }
 
-/// Lets the system back memory with huge pages as it is touched. It may be refused, and no harm done.
+/// Lets the system back memory with huge pages as it is touched, or not. It may be refused, and no harm done.
 ///
 /// # Safety
 /// The range is mapped and belongs to the caller.
-pub(crate) unsafe fn advise_huge(start: NonNull<u8>, bytes: usize) {
+pub(crate) unsafe fn advise_huge(start: NonNull<u8>, bytes: usize, huge: bool) {
+    let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: advice about memory of the caller, whose contents stay as they are.
-    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    unsafe { libc::madvise(start.as_ptr().cast(), bytes, advice) };
+}
+
+/// Gives the memory of committed addresses back to the system: they read as zeros, and are backed anew when they
+/// are written. False if that is refused; then they may hold anything.
+///
+/// # Safety
+/// The range is committed and belongs to the caller, who needs none of its contents.
+pub(crate) unsafe fn purge(start: NonNull<u8>, bytes: usize) -> bool {
+    // SAFETY: the caller gives the contents up.
+    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) == 0 }
+}
+
+/// Moves the memory of `bytes` committed bytes to another place, without copying it; what was there is lost. The old
+/// place stays committed, and reads as zeros. False if that is refused: then the contents are where they were, and
+/// the new place may not be mapped any more.
+///
+/// # Safety
+/// Both ranges are committed and belong to the caller; they do not overlap.
+pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) -> bool {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    // SAFETY: both ranges are the caller's, who expects the contents in the new one.
+    let moved = unsafe { libc::mremap(from.as_ptr().cast(), bytes, bytes, flags, to.as_ptr()) };
+    moved == to.as_ptr().cast()
+}
+
+/// Replaces what is at committed addresses by memory that was never used. False if the system refuses: then there
+/// may be nothing.
+///
+/// # Safety
+/// The range is within an arena and belongs to the caller, who needs none of its contents.
+pub(crate) unsafe fn map_over(start: NonNull<u8>, bytes: usize) -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = PRIVATE_AND_UNCOUNTED | libc::MAP_FIXED;
+    // SAFETY: the caller gives up what is there.
+    unsafe { libc::mmap(start.as_ptr().cast(), bytes, protection, flags, -1, 0) != libc::MAP_FAILED }
 }
 
 /// Gives a mapping, or part of one, back.
@@ -85,11 +122,72 @@ pub(crate) fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
-/// Sleeps for about `nanoseconds`, less than a second.
-pub(crate) fn sleep(nanoseconds: u32) {
-    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds as _ };
+/// Sleeps for about `nanoseconds`.
+pub(crate) fn sleep(nanoseconds: u64) {
+    let time = libc::timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as _,
+        tv_nsec: (nanoseconds % 1_000_000_000) as _,
+    };
     // SAFETY: nanosleep reads the time; an early return does no harm.
-    unsafe { libc::nanosleep(&time, core::ptr::null_mut()) };
+    unsafe { libc::nanosleep(&time, ptr::null_mut()) };
+}
+
+/// Milliseconds on a clock that never goes back, to the nearest few. It is read without a system call.
+pub(crate) fn milliseconds() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is written. The clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    time.tv_sec as u64 * 1_000 + time.tv_nsec as u64 / 1_000_000
+}
+
+/// The environment variable `name`. Programs that have more rights than their user do not listen to it.
+pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: the name ends in a zero, and so does the value, which stays where it is unless the program changes its
+    // environment: callers have read it by then.
+    unsafe {
+        if libc::getauxval(libc::AT_SECURE) != 0 {
+            return None;
+        }
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value))
+    }
+}
+
+/// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked.
+pub(crate) fn spawn(body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) -> bool {
+    /// Beside the thread's own thread-local storage, which the C library takes from the stack.
+    const STACK: usize = 256 << 10;
+    // SAFETY: attributes and signal sets are initialised before they are used; the thread is given nothing.
+    unsafe {
+        let mut attributes = core::mem::zeroed();
+        let (mut all, mut before) = (core::mem::zeroed(), core::mem::zeroed());
+        if libc::pthread_attr_init(&mut attributes) != 0 {
+            return false;
+        }
+        libc::pthread_attr_setstacksize(&mut attributes, STACK);
+        libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let mut thread = core::mem::zeroed();
+        let started = libc::pthread_create(&mut thread, &attributes, body, ptr::null_mut()) == 0;
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
+        libc::pthread_attr_destroy(&mut attributes);
+        started
+    }
+}
+
+/// Sleeps until [`wake`] is called, unless `word` differs from `expected` at the start.
+pub(crate) fn wait(word: &AtomicU32, expected: u32) {
+    let (operation, no_time) = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, ptr::null::<libc::timespec>());
+    // SAFETY: the kernel reads the word.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, no_time) };
+}
+
+/// Wakes whoever waits for `word`.
+pub(crate) fn wake(word: &AtomicU32) {
+    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the address only names the waiters.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, 1) };
 }
 
 /// A standard stream.

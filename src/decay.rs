@@ -1,0 +1,137 @@
+//! When the process heap gives memory back by itself.
+//!
+//! Time goes by in periods of half the time after which free memory is to go back. At the end of each, a *pass* gives
+//! back what was free at its beginning and has not been used since. Passes are made on the slow paths of whichever
+//! thread comes by first, a little at a time; or, if the program wants it, by a thread of its own, so that memory goes
+//! back although nobody allocates. That thread sleeps while there is nothing to do.
+
+use crate::heap::{Heap, Unused};
+use crate::options::Options;
+use crate::size_class::BuildGeometry;
+use crate::sys;
+use crate::units::{PageCount, PageIndex};
+use core::ptr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
+const MOST_BYTES: usize = 16 << 20;
+const MOST_PAGES: PageCount = PageCount(1024);
+/// After so many passes that had nothing to do, the thread waits until memory is freed.
+const IDLE_PASSES: u32 = 4;
+
+/// Milliseconds from pass to pass.
+static PERIOD: AtomicU32 = AtomicU32::new(0);
+/// When the next pass is due on a slow path; `NEVER` while one is made, too.
+static DUE: AtomicU64 = AtomicU64::new(NEVER);
+const NEVER: u64 = u64::MAX;
+/// Where the pass over the Divided pages goes on.
+static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
+/// Passes so far.
+static PASSES: AtomicU32 = AtomicU32::new(0);
+
+/// The thread of its own: one of the following.
+static THREAD: AtomicU32 = AtomicU32::new(UNWANTED);
+const UNWANTED: u32 = 0;
+/// It is to be started when a pass is due.
+const WANTED: u32 = 1;
+const AT_WORK: u32 = 2;
+/// It sleeps until there is something to do.
+const WAITING: u32 = 3;
+
+/// Begins to count time, before the heap is in use.
+pub(crate) fn start(options: &Options) {
+    let Some(after) = options.purge_after_ms else { return };
+    let period = (after / 2).max(1);
+    PERIOD.store(period, Relaxed);
+    DUE.store(sys::milliseconds() + u64::from(period), Relaxed);
+    if options.background_purge {
+        THREAD.store(WANTED, Relaxed);
+    }
+}
+
+/// The number of the pass that is next: it grows by one a period, as long as slow paths are taken.
+#[inline]
+pub(crate) fn passes() -> u32 {
+    PASSES.load(Relaxed)
+}
+
+/// To be called now and then, on slow paths without locks.
+#[inline]
+pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
+    let due = DUE.load(Relaxed);
+    if due == NEVER {
+        if THREAD.load(Relaxed) == WAITING {
+            wake();
+        }
+    } else if sys::milliseconds() >= due {
+        pass(heap, due);
+    }
+}
+
+#[cold]
+fn wake() {
+    if THREAD.compare_exchange(WAITING, AT_WORK, Relaxed, Relaxed).is_ok() {
+        sys::wake(&THREAD);
+    }
+}
+
+#[cold]
+fn pass(heap: &Heap<BuildGeometry>, due: u64) {
+    if DUE.compare_exchange(due, NEVER, Relaxed, Relaxed).is_err() {
+        return;
+    }
+    if THREAD.load(Relaxed) == WANTED {
+        THREAD.store(AT_WORK, Relaxed);
+        if sys::spawn(background) {
+            return;
+        }
+        THREAD.store(UNWANTED, Relaxed);
+    }
+    let purged = heap.purge_free_pages(Unused::Idle, MOST_BYTES);
+    let wait = if purged < MOST_BYTES {
+        let (end, from) = (heap.pages_in_use(), PageIndex(NEXT_PAGE.load(Relaxed)));
+        let to = from.plus(MOST_PAGES).min(end);
+        heap.purge_divided(Unused::Idle, from.min(end)..to);
+        NEXT_PAGE.store(if to == end { 0 } else { to.0 }, Relaxed);
+        begin_period(heap);
+        PERIOD.load(Relaxed)
+    } else {
+        1
+    };
+    DUE.store(sys::milliseconds() + u64::from(wait), Relaxed);
+}
+
+fn begin_period(heap: &Heap<BuildGeometry>) {
+    heap.runs().age();
+    PASSES.fetch_add(1, Relaxed);
+}
+
+/// The thread of its own. It never allocates.
+extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
+    let Some(heap) = crate::global::heap() else { return ptr::null_mut() };
+    let mut idle = 0;
+    loop {
+        sys::sleep(u64::from(PERIOD.load(Relaxed)) * 1_000_000);
+        let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
+            + heap.purge_divided(Unused::Idle, PageIndex(0)..heap.pages_in_use());
+        begin_period(heap);
+        idle = if purged == 0 { idle + 1 } else { 0 };
+        if idle == IDLE_PASSES {
+            THREAD.store(WAITING, Relaxed);
+            while THREAD.load(Relaxed) == WAITING {
+                sys::wait(&THREAD, WAITING);
+            }
+            idle = 0;
+        }
+    }
+}
+
+/// Goes on in a child process, which has no thread but the one that forked.
+pub(crate) fn after_fork() {
+    if THREAD.load(Relaxed) != UNWANTED {
+        THREAD.store(WANTED, Relaxed);
+    }
+    if PERIOD.load(Relaxed) != 0 {
+        DUE.store(sys::milliseconds(), Relaxed);
+    }
+}

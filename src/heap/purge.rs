@@ -1,0 +1,100 @@
+//! Memory that nobody uses goes back to the system: free pages, and the parts of Divided pages that hold no live
+//! block.
+//!
+//! A page is locked while its memory is given back, and what is done under one lock is at most [`STEP`] bytes: a
+//! thread that waits for it waits for a fraction of a millisecond. What went back is known to be zero.
+
+use super::Heap;
+use crate::arena::HUGE_PAGE;
+use crate::size_class::Geometry;
+use crate::sys;
+use crate::units::{PageCount, PageIndex};
+use core::ops::Range;
+
+/// Bytes given back at a time: a huge page, so that none is split.
+const STEP: usize = HUGE_PAGE;
+
+/// What of the memory that nobody uses is to go back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unused {
+    /// All.
+    All,
+    /// What was not used since the last time either.
+    Idle,
+}
+
+impl<G: Geometry> Heap<G> {
+    /// Gives the memory of everything that is free back to the system, at once. Returns how many bytes of addresses
+    /// that were; some of them may not have had memory.
+    ///
+    /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
+    /// them in any case.
+    pub fn purge(&self) -> usize {
+        self.purge_free_pages(Unused::All, usize::MAX)
+            + self.purge_divided(Unused::All, PageIndex(0)..self.pages_in_use())
+    }
+
+    /// Pages from here on have never been used.
+    pub(crate) fn pages_in_use(&self) -> PageIndex {
+        self.runs().frontier()
+    }
+
+    /// Whether the system can be told something about a page of the heap, without it concerning another.
+    pub(super) fn has_whole_os_pages(&self) -> bool {
+        self.page_size() >= sys::page_size()
+    }
+
+    /// Gives back the memory of free pages, up to about `most` bytes.
+    pub(crate) fn purge_free_pages(&self, unused: Unused, most: usize) -> usize {
+        if !self.has_whole_os_pages() {
+            return 0;
+        }
+        let step = PageCount((STEP / self.page_size()).max(1) as u32);
+        let (mut from, mut purged) = (PageIndex(0), 0);
+        while purged < most {
+            let mut runs = self.runs();
+            let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
+                break;
+            };
+            let bytes = count.bytes(self.geometry().page_shift());
+            // SAFETY: the pages are free, and stay so while the runs are locked.
+            if unsafe { sys::purge(self.at(start), bytes) } {
+                runs.clean(start, count);
+                purged += bytes;
+            }
+            from = start.plus(count);
+        }
+        purged
+    }
+
+    /// Gives back the parts of Divided pages, among `pages`, that hold no live block.
+    pub(crate) fn purge_divided(&self, unused: Unused, pages: Range<PageIndex>) -> usize {
+        if !self.has_whole_os_pages() {
+            return 0;
+        }
+        let grain = sys::page_size();
+        let mut purged = 0;
+        for page in (pages.start.0..pages.end.0).map(PageIndex) {
+            let tag = self.table.tag(page);
+            if !tag.is_divided() {
+                continue;
+            }
+            let mut bin = self.bin(tag);
+            if self.table.tag(page) != tag {
+                continue;
+            }
+            let mut divided = self.table.divided(&mut bin, page);
+            if !divided.rest() && unused == Unused::Idle {
+                continue;
+            }
+            for (start, end) in divided.unused_parts(grain) {
+                // SAFETY: no block there is live, and none is handed out while the bin is locked.
+                if unsafe { sys::purge(self.at(page).add(start), end - start) } {
+                    divided.purged(start, end, grain);
+                    purged += end - start;
+                }
+            }
+        }
+        purged
+    }
+}

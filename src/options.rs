@@ -1,0 +1,110 @@
+//! How the process heap behaves: set in the type, at compile time, and by environment variables at its first use.
+//!
+//! | variable | value | option |
+//! |---|---|---|
+//! | `PMA_PURGE_MS` | milliseconds, or `never` | [`purge_after_ms`](crate::PageAllocator::purge_after_ms) |
+//! | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](crate::PageAllocator::background_purge) |
+//! | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](crate::PageAllocator::huge_pages) |
+//! | `PMA_LIMIT` | bytes, or so many `K`, `M` or `G` (of 1024) | [`limit`](crate::PageAllocator::limit) |
+//!
+//! A variable outranks the type. What cannot be read is reported once, on standard error, and ignored.
+
+use crate::line::Line;
+use crate::sys;
+use core::ffi::CStr;
+use core::fmt::Write;
+use core::str;
+
+/// As the type says, or the environment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Options {
+    /// Free pages go back to the system after so many milliseconds, or never.
+    pub(crate) purge_after_ms: Option<u32>,
+    /// Whether a thread of its own does it.
+    pub(crate) background_purge: bool,
+    /// Whether the system may back memory with huge pages.
+    pub(crate) huge_pages: bool,
+    /// Most bytes of pages in use.
+    pub(crate) limit: usize,
+}
+
+impl Options {
+    pub(crate) const fn new() -> Options {
+        Options { purge_after_ms: Some(500), background_purge: false, huge_pages: true, limit: usize::MAX }
+    }
+
+    /// These, or what the environment says instead.
+    pub(crate) fn with_environment(mut self) -> Options {
+        let switch = "it takes 1 or 0";
+        set(&mut self.purge_after_ms, c"PMA_PURGE_MS", "it takes milliseconds, or never", parse_purge);
+        set(&mut self.background_purge, c"PMA_BACKGROUND_PURGE", switch, parse_switch);
+        set(&mut self.huge_pages, c"PMA_HUGE_PAGES", switch, parse_switch);
+        set(&mut self.limit, c"PMA_LIMIT", "it takes bytes, or so many K, M or G", parse_bytes);
+        self
+    }
+}
+
+/// Sets `option` to what `variable` says, if it is set and `parse` understands it.
+pub(crate) fn set<T>(option: &mut T, variable: &CStr, takes: &str, parse: fn(&str) -> Option<T>) {
+    let Some(value) = sys::environment(variable) else { return };
+    match str::from_utf8(value.to_bytes()).ok().and_then(parse) {
+        Some(value) => *option = value,
+        None => {
+            let mut line = Line::new();
+            // A line that is too long is cut off.
+            let _ = writeln!(
+                line,
+                "page_memory_allocator: {}={} is ignored: {takes}",
+                variable.to_str().unwrap_or_default(),
+                str::from_utf8(value.to_bytes()).unwrap_or("(not UTF-8)"),
+            );
+            line.report();
+        }
+    }
+}
+
+fn parse_purge(value: &str) -> Option<Option<u32>> {
+    if value == "never" { Some(None) } else { value.parse().ok().map(Some) }
+}
+
+fn parse_switch(value: &str) -> Option<bool> {
+    match value {
+        "1" => Some(true),
+        "0" => Some(false),
+        _ => None,
+    }
+}
+
+fn parse_bytes(value: &str) -> Option<usize> {
+    let (digits, shift) = match value.as_bytes().last()? {
+        b'K' => (&value[..value.len() - 1], 10),
+        b'M' => (&value[..value.len() - 1], 20),
+        b'G' => (&value[..value.len() - 1], 30),
+        _ => (value, 0),
+    };
+    digits.parse::<usize>().ok()?.checked_mul(1 << shift)
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_whole_or_not_at_all() {
+        assert_eq!(parse_purge("250"), Some(Some(250)));
+        assert_eq!(parse_purge("never"), Some(None));
+        assert_eq!((parse_purge(""), parse_purge("1s"), parse_purge("-1")), (None, None, None));
+        assert_eq!(
+            (parse_switch("1"), parse_switch("0"), parse_switch("yes")),
+            (Some(true), Some(false), None)
+        );
+        assert_eq!((parse_bytes("4096"), parse_bytes("3M")), (Some(4096), Some(3 << 20)));
+        assert_eq!((parse_bytes("M"), parse_bytes("99999999999G"), parse_bytes("1.5G")), (None, None, None));
+    }
+}

@@ -1,0 +1,254 @@
+//! Large runs: grown and moved without copying, and backed by huge pages where they will be used whole.
+
+#[path = "common/child.rs"]
+mod child;
+#[path = "common/random.rs"]
+mod random;
+
+use child::{in_child, text};
+use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
+use random::Random;
+use std::alloc::Layout;
+use std::process::{Command, Output};
+use std::{fs, mem, ptr, slice};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+const MIB: usize = 1 << 20;
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes, 8).unwrap()
+}
+
+/// A line of `/proc/self/status`, in bytes.
+fn status(name: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().unwrap() * 1024
+}
+
+fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+}
+
+fn page_faults() -> i64 {
+    // SAFETY: zeros are a valid value, which getrusage overwrites.
+    unsafe {
+        let mut usage: libc::rusage = mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage.ru_minflt
+    }
+}
+
+fn has_huge_pages() -> bool {
+    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    enabled.contains("[madvise]") || enabled.contains("[always]")
+}
+
+fn assert_ended_well(output: &Output) {
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// Each word of a block holds its own number, plus `salt`.
+fn fill(block: *mut u8, bytes: usize, salt: usize) {
+    for at in 0..bytes / 8 {
+        // SAFETY: the block has so many bytes.
+        unsafe { block.cast::<usize>().add(at).write(at + salt) };
+    }
+}
+
+fn is_filled(block: *mut u8, bytes: usize, salt: usize) -> bool {
+    // SAFETY: as above.
+    (0..bytes / 8).all(|at| unsafe { block.cast::<usize>().add(at).read() } == at + salt)
+}
+
+#[test]
+fn a_vector_that_grows_by_push_never_needs_its_memory_twice() {
+    const BYTES: usize = 256 * MIB;
+    let output = in_child(
+        |_| (),
+        || {
+            let (mut vector, mut in_the_way) = (Vec::new(), Vec::new());
+            let mut capacity = 0;
+            while vector.len() < BYTES {
+                vector.push(vector.len() as u8);
+                if vector.capacity() != capacity {
+                    capacity = vector.capacity();
+                    // Whatever is allocated meanwhile may lie right behind it.
+                    in_the_way.push(vec![1u8; 100_000]);
+                }
+            }
+            assert!(vector.iter().enumerate().all(|(at, &byte)| byte == at as u8));
+            let peak = status("VmHWM:");
+            assert!(peak < vector.capacity() + vector.capacity() / 10, "{peak}");
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+/// Two runs, the first of which cannot grow where it is.
+fn neighbours(heap: &Heap, bytes: usize) -> (*mut u8, *mut u8) {
+    let (first, second) = (heap.alloc(layout(bytes)), heap.alloc(layout(bytes)));
+    assert!(!first.is_null() && !second.is_null());
+    fill(first, bytes, 1);
+    fill(second, bytes, 2);
+    (first, second)
+}
+
+#[test]
+fn a_run_that_moves_takes_its_memory_with_it_and_leaves_none_behind() {
+    const BYTES: usize = 16 * MIB;
+    let output = in_child(
+        |_| (),
+        || {
+            let heap = HeapOptions::new().capacity(256 * MIB).build().unwrap();
+            let (first, second) = neighbours(&heap, BYTES);
+            let (faults, resident) = (page_faults(), status("VmRSS:"));
+            // SAFETY: blocks are used while they are live.
+            unsafe {
+                let moved = heap.realloc(first, layout(BYTES), 2 * BYTES);
+                assert_ne!(moved, first);
+                assert!(is_filled(moved, BYTES, 1));
+                assert!(page_faults() - faults < 100, "{}", page_faults() - faults);
+                assert!(status("VmRSS:") < resident + MIB);
+                // What it left behind is zero, without being written to.
+                let zeroed = heap.alloc_zeroed(layout(BYTES));
+                assert_eq!(zeroed, first);
+                assert!(slice::from_raw_parts(zeroed, BYTES).iter().all(|&byte| byte == 0));
+                heap.dealloc(zeroed, layout(BYTES));
+                // It shrinks, and what it gives back is in order.
+                assert_eq!(heap.realloc(moved, layout(2 * BYTES), BYTES / 2), moved);
+                let tail = heap.alloc_zeroed(layout(3 * BYTES));
+                assert!(slice::from_raw_parts(tail, 3 * BYTES).iter().all(|&byte| byte == 0));
+                assert!(is_filled(moved, BYTES / 2, 1) && is_filled(second, BYTES, 2));
+                heap.dealloc(tail, layout(3 * BYTES));
+                heap.dealloc(moved, layout(BYTES / 2));
+                heap.dealloc(second, layout(BYTES));
+            }
+            assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn runs_that_move_and_are_freed_leave_few_mappings_behind() {
+    let output = in_child(
+        |_| (),
+        || {
+            let heap = HeapOptions::new().capacity(1024 * MIB).build().unwrap();
+            let mut random = Random::new(3);
+            let mut runs: Vec<(*mut u8, usize, usize)> = Vec::new();
+            let (before, mut most, mut moves) = (mappings(), 0, 0);
+            for step in 0..4_000 {
+                let bytes = MIB + random.below(5 * MIB);
+                if runs.len() < 60 {
+                    let run = heap.alloc(layout(bytes));
+                    assert!(!run.is_null());
+                    fill(run, 4096, step);
+                    runs.push((run, bytes, step));
+                    continue;
+                }
+                let at = random.below(runs.len());
+                let (run, old, salt) = runs[at];
+                assert!(is_filled(run, 4096, salt));
+                // SAFETY: the run is live.
+                unsafe {
+                    if random.below(3) == 0 {
+                        heap.dealloc(run, layout(old));
+                        runs.swap_remove(at);
+                    } else {
+                        let moved = heap.realloc(run, layout(old), bytes);
+                        assert!(!moved.is_null());
+                        moves += usize::from(moved != run);
+                        runs[at] = (moved, bytes, salt);
+                    }
+                }
+                if step % 100 == 0 {
+                    most = most.max(mappings() - before);
+                    heap.check().unwrap();
+                }
+            }
+            assert!(moves > 300, "{moves}");
+            assert!(most <= 56, "{most}");
+            for (run, bytes, salt) in runs {
+                assert!(is_filled(run, 4096, salt));
+                // SAFETY: the run is live.
+                unsafe { heap.dealloc(run, layout(bytes)) };
+            }
+            assert!(mappings() - before <= 12, "{}", mappings() - before);
+            assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+/// Page faults of writing to every OS page of a large vector.
+fn faults_of_a_large_array() -> i64 {
+    const BYTES: usize = 256 * MIB;
+    let faults = page_faults();
+    let mut array: Vec<u8> = Vec::with_capacity(BYTES);
+    // SAFETY: the bytes are within the capacity.
+    (0..BYTES).step_by(4096).for_each(|at| unsafe { array.as_mut_ptr().add(at).write(1) });
+    page_faults() - faults
+}
+
+#[test]
+fn a_large_array_costs_few_page_faults_unless_huge_pages_are_turned_off() {
+    if !has_huge_pages() {
+        eprintln!("skipped: this system has no transparent huge pages");
+        return;
+    }
+    let output = in_child(|_| (), || println!("faults: {}", faults_of_a_large_array()));
+    let faults = |output: &Output| {
+        assert_ended_well(output);
+        let line = text(&output.stdout).lines().find_map(|line| line.split_once("faults: "));
+        line.unwrap().1.parse::<i64>().unwrap()
+    };
+    let with = faults(&output);
+    // A system that is short of memory in whole huge pages makes do without.
+    assert!(with < 65_536 / 4, "{with}");
+    let without = |command: &mut Command| {
+        command.env("PMA_HUGE_PAGES", "0");
+    };
+    let without = faults(&in_child(without, || println!("faults: {}", faults_of_a_large_array())));
+    assert!(without >= 65_536, "{without}");
+}
+
+#[test]
+fn zeroed_memory_of_which_little_is_used_stays_small() {
+    let output = in_child(
+        |_| (),
+        || {
+            // Beyond where huge pages begin.
+            let dense = vec![1u8; 64 * MIB];
+            let before = status("VmRSS:");
+            let mut table = vec![0u8; 512 * MIB];
+            (0..table.len()).step_by(MIB).for_each(|at| table[at] = 1);
+            let grown = status("VmRSS:") - before;
+            assert!(grown < 8 * MIB, "{grown}");
+            drop(table);
+            // The same addresses are backed as usual again.
+            let again = vec![2u8; 64 * MIB];
+            assert_eq!((dense[5], again[5]), (1, 2));
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn a_run_that_cannot_be_served_longer_stays_as_it_is() {
+    let heap = HeapOptions::new().capacity(32 * MIB).build().unwrap();
+    let (first, second) = neighbours(&heap, 8 * MIB);
+    // SAFETY: blocks are used while they are live.
+    unsafe {
+        assert_eq!(heap.realloc(first, layout(8 * MIB), 25 * MIB), ptr::null_mut());
+        assert!(is_filled(first, 8 * MIB, 1) && is_filled(second, 8 * MIB, 2));
+        heap.dealloc(first, layout(8 * MIB));
+        heap.dealloc(second, layout(8 * MIB));
+    }
+    heap.check().unwrap();
+}

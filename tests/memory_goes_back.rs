@@ -1,0 +1,348 @@
+//! Memory that is not used goes back to the system: at once when asked for, in time otherwise.
+
+#[path = "common/child.rs"]
+mod child;
+#[path = "common/random.rs"]
+mod random;
+
+use child::{in_child, text};
+use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
+use random::Random;
+use std::alloc::{GlobalAlloc, Layout};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+use std::{fs, hint, ptr, thread};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+const MIB: usize = 1 << 20;
+
+/// Bytes of this process that are backed by memory.
+fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// About so many bytes in blocks and runs, written to.
+fn mixed_blocks(bytes: usize) -> Vec<Vec<u8>> {
+    let mut random = Random::new(7);
+    let (mut blocks, mut sum) = (Vec::new(), 0);
+    while sum < bytes {
+        let shift = 4 + random.below(15);
+        let len = (1 << shift) + random.below(1 << shift);
+        blocks.push(vec![1; len]);
+        sum += len;
+    }
+    blocks
+}
+
+/// Frees blocks in an order of chance.
+fn free_shuffled<T>(mut blocks: Vec<T>) {
+    let mut random = Random::new(8);
+    while !blocks.is_empty() {
+        drop(blocks.swap_remove(random.below(blocks.len())));
+    }
+}
+
+/// Waits until `condition` holds, which the clock alone does not bring about for sure.
+fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(20) {
+        if condition() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+fn nothing(_: &mut Command) {}
+
+fn set(command: &mut Command, variables: &[(&str, &str)]) {
+    command.envs(variables.iter().copied());
+}
+
+fn assert_ended_well(output: &Output) {
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
+fn what_was_freed_goes_back_when_asked_for() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        || {
+            let before = resident();
+            let blocks = mixed_blocks(256 * MIB);
+            let peak = resident() - before;
+            assert!(peak >= 256 * MIB);
+            free_shuffled(blocks);
+            assert!(resident() - before > peak / 2, "nothing goes back unasked");
+            let purged = HEAP.purge();
+            assert!(resident() - before < peak / 20, "{} of {peak}", resident() - before);
+            assert!(purged > peak / 2);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn parts_of_pages_go_back_while_blocks_beside_them_live() {
+    let output = in_child(nothing, || {
+        let mut blocks = vec![Some(Box::new([1u8; 8192])); 8 * 1000];
+        let (before, mut kept) = (resident(), Vec::new());
+        for (number, block) in blocks.iter_mut().enumerate() {
+            let block = block.take();
+            if number % 8 == 0 {
+                kept.extend(block);
+            }
+        }
+        HEAP.purge();
+        let gone = before - resident();
+        // Seven of eight blocks, whose first and last OS pages are theirs alone.
+        assert!(gone > 7 * 1000 * 8192 * 9 / 10, "{gone}");
+        assert!(kept.iter().all(|block| **block == [1; 8192]));
+        HEAP.check().unwrap();
+    });
+    assert_ended_well(&output);
+}
+
+#[test]
+fn free_memory_goes_back_on_the_slow_paths_of_any_thread() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "50")]),
+        || {
+            let before = resident();
+            free_shuffled(mixed_blocks(128 * MIB));
+            let goes_back = becomes_true(|| {
+                // Another thread, every time: none of them is the one that freed.
+                thread::spawn(|| hint::black_box(vec![0u8; 100_000])).join().unwrap();
+                resident() - before < 16 * MIB
+            });
+            assert!(goes_back, "{} are left", resident() - before);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn nothing_goes_back_by_itself_if_that_is_turned_off() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        || {
+            let before = resident();
+            drop(vec![1u8; 64 * MIB]);
+            for _ in 0..20 {
+                thread::sleep(Duration::from_millis(50));
+                hint::black_box(vec![0u8; 100_000]);
+            }
+            assert!(resident() - before >= 64 * MIB);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+/// Threads of this process.
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
+    let output = in_child(
+        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "60")]),
+        || {
+            let before = (resident(), threads());
+            free_shuffled(mixed_blocks(256 * MIB));
+            assert_eq!(threads(), before.1 + 1);
+            // Reading the resident size allocates. So it is read twice.
+            thread::sleep(Duration::from_secs(2));
+            let first = resident() - before.0;
+            assert!(first < 16 * MIB, "{first}");
+            // Once asleep, it is woken.
+            thread::sleep(Duration::from_secs(1));
+            drop(vec![1u8; 64 * MIB]);
+            thread::sleep(Duration::from_secs(1));
+            assert!(resident() - before.0 < 16 * MIB, "{}", resident() - before.0);
+            assert_eq!(threads(), before.1 + 1);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn a_child_process_has_a_thread_of_its_own_for_it() {
+    let output = in_child(
+        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
+        || {
+            let has_thread = || {
+                becomes_true(|| {
+                    hint::black_box(vec![0u8; 100_000]);
+                    threads() >= 2
+                })
+            };
+            assert!(has_thread());
+            // SAFETY: the child allocates, which the heap's fork handlers allow for, and exits.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let only_one = threads() == 1;
+                let restarted = has_thread();
+                // SAFETY: as above.
+                unsafe { libc::_exit(i32::from(!(only_one && restarted))) };
+            }
+            let mut status = -1;
+            // SAFETY: the status is written.
+            unsafe { libc::waitpid(child, &mut status, 0) };
+            assert_eq!(status, 0);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn other_threads_give_their_blocks_up_on_their_next_slow_path() {
+    let output = in_child(nothing, || {
+        let (ask, asked) = std::sync::mpsc::channel();
+        let (answer, answered) = std::sync::mpsc::channel();
+        let other = thread::spawn(move || {
+            free_shuffled(mixed_blocks(8 * MIB));
+            answer.send(()).unwrap();
+            asked.recv().unwrap();
+            // More than the cache has of that size.
+            drop((0..20).map(|_| Box::new([0u8; 30_000])).collect::<Vec<_>>());
+            answer.send(()).unwrap();
+            asked.recv().unwrap();
+        });
+        answered.recv().unwrap();
+        let cached = HEAP.summary().cached_bytes;
+        assert!(cached > MIB / 2, "{cached}");
+        HEAP.purge();
+        ask.send(()).unwrap();
+        answered.recv().unwrap();
+        let left = HEAP.summary().cached_bytes;
+        assert!(left < cached / 4, "{left} of {cached}");
+        ask.send(()).unwrap();
+        other.join().unwrap();
+    });
+    assert_ended_well(&output);
+}
+
+#[test]
+fn a_cache_gives_up_what_it_did_not_use_for_a_while() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "20")]),
+        || {
+            free_shuffled(mixed_blocks(8 * MIB));
+            assert!(HEAP.summary().cached_bytes > MIB / 2);
+            let shrinks = becomes_true(|| {
+                hint::black_box(vec![0u8; 100_000]);
+                drop((0..100).map(|_| Box::new([0u8; 20_000])).collect::<Vec<_>>());
+                HEAP.summary().cached_bytes < MIB / 4
+            });
+            assert!(shrinks, "{}", HEAP.summary().cached_bytes);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn memory_that_went_back_is_zero_and_memory_that_did_not_is_zeroed() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        || {
+            let layout = Layout::from_size_align(32 * MIB, 8).unwrap();
+            let faults = || {
+                // SAFETY: zeros are a valid value, which getrusage overwrites.
+                unsafe {
+                    let mut usage: libc::rusage = std::mem::zeroed();
+                    libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+                    usage.ru_minflt
+                }
+            };
+            // SAFETY: each block is freed once, with its layout.
+            unsafe {
+                // Fresh: no byte is touched.
+                let (before, faults_before) = (resident(), faults());
+                let fresh = HEAP.alloc_zeroed(layout);
+                assert!(resident() - before < MIB && faults() - faults_before < 50);
+                fresh.write_bytes(0xAA, layout.size());
+                HEAP.dealloc(fresh, layout);
+                // Recycled: every byte is zeroed.
+                let recycled = HEAP.alloc_zeroed(layout);
+                assert_eq!(recycled, fresh);
+                assert!(std::slice::from_raw_parts(recycled, layout.size()).iter().all(|&byte| byte == 0));
+                recycled.write_bytes(0xAA, layout.size());
+                HEAP.dealloc(recycled, layout);
+                // Purged: no byte is touched, and all are zero.
+                HEAP.purge();
+                let (before, faults_before) = (resident(), faults());
+                let purged = HEAP.alloc_zeroed(layout);
+                assert_eq!(purged, fresh);
+                assert!(resident() - before < MIB && faults() - faults_before < 50);
+                assert!(std::slice::from_raw_parts(purged, layout.size()).iter().all(|&byte| byte == 0));
+                HEAP.dealloc(purged, layout);
+            }
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn a_heap_of_ones_own_gives_back_what_is_free_and_keeps_what_is_not() {
+    for page in [4096, 16 << 10, 64 << 10, 1 << 20] {
+        for classes in [SizeClasses::BUILD, SizeClasses::POWERS_OF_TWO] {
+            let heap =
+                HeapOptions::new().capacity(64 * MIB).page_size(page).classes(classes).build().unwrap();
+            let mut random = Random::new(page as u64);
+            let mut held: Vec<(*mut u8, Layout, u8)> = Vec::new();
+            for step in 0..20_000 {
+                if step % 5_000 == 4_999 {
+                    heap.purge();
+                    heap.check().unwrap();
+                }
+                if held.len() > 2_000 || (random.below(3) == 0 && !held.is_empty()) {
+                    let (block, layout, value) = held.swap_remove(random.below(held.len()));
+                    // SAFETY: the block is live, and was filled with its value.
+                    unsafe {
+                        let bytes = std::slice::from_raw_parts(block, layout.size());
+                        assert!(bytes.iter().all(|&byte| byte == value));
+                        heap.dealloc(block, layout);
+                    }
+                    continue;
+                }
+                let shift = random.below(15);
+                let layout = Layout::from_size_align(1 + random.below(1 << shift), 8).unwrap();
+                let block = heap.alloc(layout);
+                if !block.is_null() {
+                    // SAFETY: the block is as long as its layout.
+                    unsafe { block.write_bytes(step as u8, layout.size()) };
+                    held.push((block, layout, step as u8));
+                }
+            }
+            for (block, layout, _) in held {
+                // SAFETY: the block is live.
+                unsafe { heap.dealloc(block, layout) };
+            }
+            assert!(heap.purge() > 0);
+            assert_eq!(heap.purge(), 0, "what went back is known to have gone");
+            assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
+        }
+    }
+}
+
+#[test]
+fn pages_smaller_than_those_of_the_system_are_kept() {
+    let heap = HeapOptions::new().capacity(MIB).page_size(512).build().unwrap();
+    let layout = Layout::from_size_align(4096, 8).unwrap();
+    let (block, other) = (heap.alloc(layout), heap.alloc(layout));
+    // SAFETY: the blocks are live until they are freed.
+    unsafe {
+        ptr::write_bytes(other, 7, 4096);
+        heap.dealloc(block, layout);
+        assert_eq!(heap.purge(), 0);
+        assert!(std::slice::from_raw_parts(other, 4096).iter().all(|&byte| byte == 7));
+        heap.dealloc(other, layout);
+    }
+}

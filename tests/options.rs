@@ -1,0 +1,130 @@
+//! The options of the process heap, from the type and from the environment. Those about purging and huge pages are
+//! tested where their effects are.
+
+#[path = "common/child.rs"]
+mod child;
+
+use child::{in_child, text};
+use page_memory_allocator::PageAllocator;
+use std::alloc::{GlobalAlloc, Layout};
+use std::process::Output;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
+use std::{ptr, thread};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new().limit(64 * MIB).on_out_of_memory(free_the_reserve);
+
+const MIB: usize = 1 << 20;
+
+/// Freed when memory runs out.
+static RESERVE: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes, 8).unwrap()
+}
+
+fn free_the_reserve(_: Layout) -> bool {
+    CALLS.fetch_add(1, Relaxed);
+    let reserve = RESERVE.swap(ptr::null_mut(), Relaxed);
+    if reserve.is_null() {
+        return false;
+    }
+    // SAFETY: the reserve was allocated with this layout, and is nobody else's.
+    unsafe { HEAP.dealloc(reserve, layout(16 * MIB)) };
+    true
+}
+
+/// Allocates blocks of so many bytes until there are no more, and prints how many MiB that was.
+fn allocate_all(bytes: usize) {
+    let mut sum = 0;
+    // SAFETY: the layout is not empty.
+    while sum < 512 * MIB && !unsafe { HEAP.alloc(layout(bytes)) }.is_null() {
+        sum += bytes;
+    }
+    HEAP.check().unwrap();
+    println!("allocated: {}", sum / MIB);
+}
+
+/// The MiB that a child printed.
+fn allocated(output: &Output) -> usize {
+    assert!(output.status.success(), "{output:?}");
+    let line = text(&output.stdout).lines().find_map(|line| line.split_once("allocated: "));
+    line.unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn no_more_pages_are_in_use_than_the_limit_allows() {
+    for bytes in [100, 5_000, 100_000, 3 * MIB] {
+        let output = in_child(
+            |command| {
+                command.env("BYTES", bytes.to_string());
+            },
+            || allocate_all(std::env::var("BYTES").unwrap().parse().unwrap()),
+        );
+        let mebibytes = allocated(&output);
+        assert!((40..=64).contains(&mebibytes), "{mebibytes} in blocks of {bytes}");
+    }
+}
+
+#[test]
+fn the_environment_outranks_the_type() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_LIMIT", "16M");
+        },
+        || allocate_all(100_000),
+    );
+    assert!((8..=16).contains(&allocated(&output)));
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn values_that_cannot_be_read_are_reported_once_and_ignored() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_LIMIT", "much").env("PMA_PURGE_MS", "5s").env("PMA_HUGE_PAGES", "on");
+        },
+        || {
+            thread::spawn(|| drop(vec![1; 100])).join().unwrap();
+            allocate_all(100_000);
+        },
+    );
+    assert!((40..=64).contains(&allocated(&output)));
+    let said: Vec<&str> = text(&output.stderr).lines().collect();
+    assert_eq!(
+        said,
+        [
+            "page_memory_allocator: PMA_PURGE_MS=5s is ignored: it takes milliseconds, or never",
+            "page_memory_allocator: PMA_HUGE_PAGES=on is ignored: it takes 1 or 0",
+            "page_memory_allocator: PMA_LIMIT=much is ignored: it takes bytes, or so many K, M or G",
+        ]
+    );
+}
+
+#[test]
+fn a_hook_that_frees_something_has_the_allocation_tried_again() {
+    let output = in_child(
+        |_| (),
+        || {
+            // SAFETY: blocks are freed once, with their layouts.
+            unsafe {
+                RESERVE.store(HEAP.alloc(layout(16 * MIB)), Relaxed);
+                let large = HEAP.alloc(layout(40 * MIB));
+                assert!(!large.is_null());
+                assert_eq!(CALLS.load(Relaxed), 0);
+                let more = HEAP.alloc_zeroed(layout(12 * MIB));
+                assert!(!more.is_null());
+                assert_eq!(CALLS.load(Relaxed), 1);
+                // There is no reserve any more.
+                assert!(HEAP.alloc(layout(40 * MIB)).is_null());
+                assert_eq!(CALLS.load(Relaxed), 2);
+                assert!(HEAP.realloc(more, layout(12 * MIB), 60 * MIB).is_null());
+                assert_eq!(CALLS.load(Relaxed), 3);
+                HEAP.dealloc(more, layout(12 * MIB));
+                HEAP.dealloc(large, layout(40 * MIB));
+            }
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+}
