@@ -113,8 +113,8 @@ impl PageAllocator {
     /// Whether the system may back large runs, and heaps of more than 32 MiB, with huge pages, if it has any
     /// (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise` or `always`). True unless set.
     ///
-    /// Runs of 4 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
-    /// asks for zeros may mean to use only a few of them.
+    /// Runs of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
+    /// asks for so many zeros may mean to use only a few of them.
     pub const fn huge_pages(mut self, huge_pages: bool) -> PageAllocator {
         self.options.huge_pages = huge_pages;
         self

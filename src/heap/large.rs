@@ -21,6 +21,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
 const LARGE: usize = 2 * HUGE_PAGE;
+/// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
+const SPARSE: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
 /// Most runs at a time that are mapped otherwise than their neighbours: each may cost two mappings.
@@ -69,10 +71,11 @@ impl<G: Geometry> Heap<G> {
         let shift = self.geometry().page_shift();
         let Some((runs, start, count)) = self.claim_run(layout) else { return ptr::null_mut() };
         let dirty = if zeroed { runs.dirty_within(start, count) } else { None };
-        if layout.size() >= LARGE {
-            // Who asks for zeros may mean to use only a few of them: a table that is to fill up some day. Memory that
-            // is not zeroed is there to be written, and what is dirty is about to be.
-            self.advise(runs, start, count, !zeroed || dirty.is_some());
+        // Memory that is not to be zeroed is there to be written, and what is dirty is about to be. But who asks for many
+        // zeros may mean to use only a few of them: a table that is to fill up some day.
+        let to_be_used = !zeroed || dirty.is_some();
+        if layout.size() >= if to_be_used { LARGE } else { SPARSE } {
+            self.advise(runs, start, count, to_be_used);
         } else {
             drop(runs);
         }
