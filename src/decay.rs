@@ -24,7 +24,7 @@ static PERIOD: AtomicU32 = AtomicU32::new(0);
 /// When the next pass is due on a slow path; `NEVER` while one is made, too.
 static DUE: AtomicU64 = AtomicU64::new(NEVER);
 const NEVER: u64 = u64::MAX;
-/// Where the pass over the Divided pages goes on.
+/// Where the pass over the pages in use goes on.
 static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
 /// Passes so far.
 static PASSES: AtomicU32 = AtomicU32::new(0);
@@ -91,7 +91,7 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
     let wait = if purged < MOST_BYTES {
         let (end, from) = (heap.pages_in_use(), PageIndex(NEXT_PAGE.load(Relaxed)));
         let to = from.plus(MOST_PAGES).min(end);
-        heap.purge_divided(Unused::Idle, from.min(end)..to);
+        heap.purge_parts(Unused::Idle, from.min(end)..to);
         NEXT_PAGE.store(if to == end { 0 } else { to.0 }, Relaxed);
         begin_period(heap);
         PERIOD.load(Relaxed)
@@ -113,7 +113,7 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
     loop {
         sys::sleep(u64::from(PERIOD.load(Relaxed)) * 1_000_000);
         let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
-            + heap.purge_divided(Unused::Idle, PageIndex(0)..heap.pages_in_use());
+            + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());
         begin_period(heap);
         idle = if purged == 0 { idle + 1 } else { 0 };
         if idle == IDLE_PASSES {

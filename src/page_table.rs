@@ -127,9 +127,11 @@ struct Header {
     previous: Link,
     /// Multi head: pages in the run.
     run: PageCount,
+    /// Multi head: bytes of the last page behind those that were asked for.
+    tail: u32,
 }
 
-const_assert_eq!(size_of::<Header>(), 32); // beside 64 KiB of memory; a field more is no harm
+const_assert_eq!(size_of::<Header>(), 36); // beside 64 KiB of memory; a field more is no harm
 const_assert!(align_of::<Header>() <= 8); // the storage is aligned to words
 
 /// What a page is, with the figures that belong to it.
@@ -342,7 +344,7 @@ impl<G: Geometry> PageTable<G> {
         self.geometry.capacity(tag.class())
     }
 
-    /// Makes `count` free pages from `start` on one Multi run.
+    /// Makes `count` free pages from `start` on one Multi run, which is asked for as a whole.
     pub fn claim_multi(&self, runs: &mut Runs, start: PageIndex, count: PageCount) {
         runs.claim(start, count);
         // SAFETY: the page was free, so its header belongs to the holder of `runs`.
@@ -362,6 +364,20 @@ impl<G: Geometry> PageTable<G> {
         // SAFETY: the page is part of a Multi run, so its header belongs to the holder of `runs`.
         let header = unsafe { &*self.header(head) };
         if header.state == State::MultiHead { Ok(header.run) } else { Err(Misuse::NotAtStart) }
+    }
+
+    /// Bytes at the end of the Multi run that begins at `head` that nobody asked for.
+    pub fn multi_tail(&self, runs: &Runs, head: PageIndex) -> usize {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
+        unsafe { (*self.header(head)).tail as usize }
+    }
+
+    /// Notes that so many bytes at the end of the Multi run that begins at `head`, less than a page, are not asked for.
+    pub fn set_multi_tail(&self, runs: &mut Runs, head: PageIndex, bytes: usize) {
+        debug_assert!(self.multi_run(runs, head).is_ok() && bytes < self.geometry.page_size());
+        // SAFETY: as in `multi_tail`.
+        unsafe { (*self.header(head)).tail = bytes as u32 };
     }
 
     /// How the Multi run that begins at `head` is mapped.
@@ -384,7 +400,7 @@ impl<G: Geometry> PageTable<G> {
         debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
         // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
         let header = unsafe { &mut *self.header(head) };
-        (header.state, header.run) = (State::None, PageCount(0));
+        (header.state, header.run, header.tail) = (State::None, PageCount(0), 0);
         runs.release(head, count);
     }
 

@@ -8,7 +8,7 @@ use crate::decay;
 use crate::fault;
 use crate::global::PageAllocator;
 use crate::page_table::Misuse;
-use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF};
+use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built::LARGEST_CLASS};
 use crate::thread_cache::{self, current};
 use crate::units::ClassIndex;
 use core::alloc::{GlobalAlloc, Layout};
@@ -141,9 +141,7 @@ impl PageAllocator {
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
         let old_size = heap.usable_size(ptr.addr());
         let resized = match BuildGeometry.class_of(layout) {
-            ClassIndex::NONE if old_size >= BuildGeometry.page_size() => {
-                heap.resize_run(ptr.addr(), None, layout)
-            }
+            ClassIndex::NONE if old_size > LARGEST_CLASS => heap.resize_run(ptr.addr(), None, layout),
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
         if let Some(resized) = resized {

@@ -61,6 +61,11 @@ impl<G: Geometry> Heap<G> {
         PageCount::holding(layout.size().max(1), self.geometry().page_shift())
     }
 
+    /// Bytes of `count` pages that a run for `layout` does not need.
+    fn tail(&self, count: PageCount, layout: Layout) -> usize {
+        count.bytes(self.geometry().page_shift()) - layout.size().max(1)
+    }
+
     /// Where pages lie, as offsets from the start of the arena.
     fn range(&self, start: PageIndex, count: PageCount) -> Range<usize> {
         let shift = self.geometry().page_shift();
@@ -70,17 +75,19 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn alloc_run(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         let shift = self.geometry().page_shift();
         let Some((runs, start, count)) = self.claim_run(layout) else { return ptr::null_mut() };
-        let dirty = if zeroed { runs.dirty_within(start, count) } else { None };
-        // Memory that is not to be zeroed is there to be written, and what is dirty is about to be. But who asks for many
-        // zeros may mean to use only a few of them: a table that is to fill up some day.
-        let to_be_used = !zeroed || dirty.is_some();
-        if layout.size() >= if to_be_used { LARGE } else { SPARSE } {
-            self.advise(runs, start, count, to_be_used);
+        let dirty = runs.dirty_within(start, count);
+        let is_fresh = dirty.is_none_or(|(_, pages)| pages.0 < count.0 / 2);
+        // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
+        // of them: a table that is to fill up some day.
+        if is_fresh && layout.size() >= if zeroed { SPARSE } else { LARGE } {
+            self.advise(runs, start, count, !zeroed);
         } else {
             drop(runs);
         }
         let address = self.table.address_of(start);
-        if let Some((first, pages)) = dirty {
+        if let Some((first, pages)) = dirty
+            && zeroed
+        {
             let start = self.pointer(self.table.address_of(first));
             let end = (address + layout.size()).min(start.addr() + pages.bytes(shift));
             // SAFETY: the range is part of the run, which nobody else has.
@@ -106,6 +113,7 @@ impl<G: Geometry> Heap<G> {
             None => self.find_aligned(&mut runs, count, layout.align())?,
         };
         self.table.claim_multi(&mut runs, start, count);
+        self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
         Some((runs, start, count))
     }
 
@@ -188,11 +196,12 @@ impl<G: Geometry> Heap<G> {
         let new_count = self.pages_for(new)?;
         let (mut runs, head, count) = self.expect_run(address, old);
         if new_count < count {
-            self.shrink_run(runs, head, count, new_count);
+            runs = self.shrink_run(runs, head, count, new_count);
         } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {
             drop(runs);
             return self.move_run(head, count, new);
         }
+        self.table.set_multi_tail(&mut runs, head, self.tail(new_count, new));
         Some(self.pointer(address))
     }
 
@@ -211,7 +220,7 @@ impl<G: Geometry> Heap<G> {
         head: PageIndex,
         count: PageCount,
         new_count: PageCount,
-    ) {
+    ) -> Guard<'h, Runs<'static>> {
         let (tail, tail_count) = (head.plus(new_count), PageCount(count.0 - new_count.0));
         let mapping = self.table.mapping(&runs, head);
         let usable = mapping == Mapping::Usual || {
@@ -227,6 +236,7 @@ impl<G: Geometry> Heap<G> {
         } else if mapping == Mapping::Moved {
             runs.clean(tail, tail_count);
         }
+        runs
     }
 
     /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
@@ -289,7 +299,7 @@ impl<G: Geometry> Heap<G> {
         if let Some(tag) = self.tag_of(address) {
             return self.geometry().classes().block(tag.class());
         }
-        let (_, _, count) = self.expect_run(address, None);
-        count.bytes(self.geometry().page_shift())
+        let (runs, head, count) = self.expect_run(address, None);
+        count.bytes(self.geometry().page_shift()) - self.table.multi_tail(&runs, head)
     }
 }

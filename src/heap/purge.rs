@@ -1,5 +1,5 @@
-//! Memory that nobody uses goes back to the system: free pages, and the parts of Divided pages that hold no live
-//! block.
+//! Memory that nobody uses goes back to the system: free pages, the parts of Divided pages that hold no live block,
+//! and what lies behind the end of runs.
 //!
 //! A page is locked while its memory is given back, and what is done under one lock is at most [`STEP`] bytes: a
 //! thread that waits for it waits for a fraction of a millisecond. What went back is known to be zero.
@@ -31,7 +31,7 @@ impl<G: Geometry> Heap<G> {
     /// them in any case.
     pub fn purge(&self) -> usize {
         self.purge_free_pages(Unused::All, usize::MAX)
-            + self.purge_divided(Unused::All, PageIndex(0)..self.pages_in_use())
+            + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use())
     }
 
     /// Pages from here on have never been used.
@@ -67,8 +67,9 @@ impl<G: Geometry> Heap<G> {
         purged
     }
 
-    /// Gives back the parts of Divided pages, among `pages`, that hold no live block.
-    pub(crate) fn purge_divided(&self, unused: Unused, pages: Range<PageIndex>) -> usize {
+    /// Gives back the parts of pages in use, among `pages`, that hold no live block, and what lies behind the end of
+    /// runs. The latter not if only what is idle is to go: it may have gone before.
+    pub(crate) fn purge_parts(&self, unused: Unused, pages: Range<PageIndex>) -> usize {
         if !self.has_whole_os_pages() {
             return 0;
         }
@@ -77,6 +78,9 @@ impl<G: Geometry> Heap<G> {
         for page in (pages.start.0..pages.end.0).map(PageIndex) {
             let tag = self.table.tag(page);
             if !tag.is_divided() {
+                if unused == Unused::All {
+                    purged += self.purge_tail(page, grain);
+                }
                 continue;
             }
             let mut bin = self.bin(tag);
@@ -96,5 +100,18 @@ impl<G: Geometry> Heap<G> {
             }
         }
         purged
+    }
+
+    /// Gives back the OS pages behind the end of a run, if `page` begins one.
+    fn purge_tail(&self, page: PageIndex, grain: usize) -> usize {
+        let runs = self.runs();
+        let Ok(count) = self.table.multi_run(&runs, page) else { return 0 };
+        let bytes = self.table.multi_tail(&runs, page) & !(grain - 1);
+        // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
+        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
+            bytes
+        } else {
+            0
+        }
     }
 }

@@ -1,3 +1,11 @@
 //! The workloads over the allocator of this repository.
 
-compare::main!(page_memory_allocator::PageAllocator = page_memory_allocator::PageAllocator::new());
+use page_memory_allocator::PageAllocator;
+
+compare::main!(
+    PageAllocator = PageAllocator::new(),
+    version: None,
+    give_back: {
+        HEAP.purge();
+    }
+);

@@ -1,6 +1,10 @@
 //! The workloads over the system's allocator.
 
-compare::main!(std::alloc::System = std::alloc::System, version: version());
+compare::main!(
+    std::alloc::System = std::alloc::System,
+    version: version(),
+    give_back: give_back()
+);
 
 /// The C library's, where it can be asked.
 #[cfg(target_env = "gnu")]
@@ -17,3 +21,14 @@ fn version() -> Option<String> {
 fn version() -> Option<String> {
     None
 }
+
+#[cfg(target_env = "gnu")]
+fn give_back() {
+    unsafe extern "C" {
+        safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    malloc_trim(0);
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn give_back() {}
