@@ -3,6 +3,7 @@
 use crate::sys;
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The least and the most that is committed at a time.
 const LEAST_STEP: usize = 1 << 20;
@@ -11,7 +12,7 @@ const MOST_STEP: usize = 64 << 20;
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// What is committed beyond so many bytes may be backed by huge pages. There, the part of a huge page that is not used
 /// is little beside the heap, while each fault saves 511 others, and address translation is cheaper for good.
-const HUGE_FROM: usize = 32 << 20;
+const FIRST_HUGE: usize = 32 << 20;
 /// Of what is committed already, the part that is committed next.
 const STEP_SHARE: usize = 8;
 
@@ -20,7 +21,8 @@ const STEP_SHARE: usize = 8;
 pub(crate) struct Arena {
     start: NonNull<u8>,
     bytes: usize,
-    huge_pages: bool,
+    /// The offset beyond which the system may use huge pages; `usize::MAX` if it may not.
+    huge_from: AtomicUsize,
 }
 
 // SAFETY: the arena is a range of addresses that it owns; it hands out no references.
@@ -40,7 +42,11 @@ impl Arena {
             let start = whole.add(before);
             sys::unmap(whole, before);
             sys::unmap(start.add(bytes), surplus - before);
-            Some(Arena { start, bytes, huge_pages })
+            Some(Arena {
+                start,
+                bytes,
+                huge_from: AtomicUsize::new(if huge_pages { FIRST_HUGE } else { usize::MAX }),
+            })
         }
     }
 
@@ -61,25 +67,29 @@ impl Arena {
             // SAFETY: the range is within the reservation, and nobody uses it before it is committed.
             unsafe { sys::commit(self.start.add(committed), bytes) }
         })?;
-        let from = committed.max(HUGE_FROM);
-        if self.huge_pages && committed + granted > from {
+        let from = committed.max(self.huge_from());
+        if committed + granted > from {
             // SAFETY: as above.
             unsafe { sys::advise_huge(self.start.add(from), committed + granted - from, true) };
         }
         Some(granted)
     }
 
+    fn huge_from(&self) -> usize {
+        self.huge_from.load(Relaxed)
+    }
+
     /// Whether the system may use huge pages at all.
     pub(crate) fn has_huge_pages(&self) -> bool {
-        self.huge_pages
+        self.huge_from() != usize::MAX
     }
 
     /// The part of a range, given by its offset, that the system backs with huge pages although it should not, or the
     /// other way round.
     pub(crate) fn backed_otherwise(&self, offset: usize, bytes: usize, huge: bool) -> Option<Range<usize>> {
         let end = offset + bytes;
-        let part = if huge { offset..end.min(HUGE_FROM) } else { offset.max(HUGE_FROM)..end };
-        (self.huge_pages && !part.is_empty()).then_some(part)
+        let part = if huge { offset..end.min(self.huge_from()) } else { offset.max(self.huge_from())..end };
+        (self.has_huge_pages() && !part.is_empty()).then_some(part)
     }
 
     /// Has the system back a committed range, given by offsets, with huge pages or without.
@@ -90,15 +100,19 @@ impl Arena {
 
     /// Undoes [`advise_huge`](Self::advise_huge).
     pub(crate) fn advise_as_usual(&self, range: Range<usize>) {
-        for huge in [false, true] {
-            let part = if huge {
-                range.start.max(HUGE_FROM)..range.end
-            } else {
-                range.start..range.end.min(HUGE_FROM)
-            };
-            if self.huge_pages && !part.is_empty() {
-                self.advise_huge(part, huge);
+        for huge in [true, false] {
+            if let Some(other) = self.backed_otherwise(range.start, range.len(), !huge) {
+                self.advise_huge(other, huge);
             }
+        }
+    }
+
+    /// Has the system use no more huge pages for what is committed up to the offset `end`: it would fill with zeros
+    /// again what was given back to it in small parts.
+    pub(crate) fn no_more_huge_pages_below(&self, end: usize) {
+        let from = self.huge_from.fetch_update(Relaxed, Relaxed, |from| (from < end).then_some(end));
+        if let Ok(from) = from {
+            self.advise_huge(from..end, false);
         }
     }
 }

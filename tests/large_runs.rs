@@ -239,6 +239,45 @@ fn zeroed_memory_of_which_little_is_used_stays_small() {
     assert_ended_well(&output);
 }
 
+/// Bytes of mappings that the system may back with huge pages.
+fn bytes_with_huge_pages() -> usize {
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut bytes = 0;
+    let mut size = 0;
+    for line in smaps.lines() {
+        if let Some(kib) = line.strip_prefix("Size:") {
+            size = kib.trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().unwrap() * 1024;
+        }
+        if line.starts_with("VmFlags:") && line.contains(" hg") {
+            bytes += size;
+        }
+    }
+    bytes
+}
+
+#[test]
+fn where_memory_went_back_in_parts_the_system_does_not_fill_huge_pages() {
+    let output = in_child(
+        |_| (),
+        || {
+            let mut blocks: Vec<Option<Box<[u8; 8192]>>> = vec![Some(Box::new([1; 8192])); 16_000];
+            assert!(!has_huge_pages() || bytes_with_huge_pages() >= 64 * MIB);
+            blocks
+                .iter_mut()
+                .enumerate()
+                .filter(|(number, _)| number % 7 != 0)
+                .for_each(|(_, block)| *block = None);
+            HEAP.purge();
+            assert!(bytes_with_huge_pages() <= 32 * MIB, "{}", bytes_with_huge_pages());
+            // What is committed next may have them.
+            let more = vec![1u8; 256 * MIB];
+            assert!(!has_huge_pages() || bytes_with_huge_pages() >= 128 * MIB);
+            assert!(blocks.iter().flatten().all(|block| **block == [1; 8192]) && more[MIB] == 1);
+        },
+    );
+    assert_ended_well(&output);
+}
+
 #[test]
 fn a_run_that_cannot_be_served_longer_stays_as_it_is() {
     let heap = HeapOptions::new().capacity(32 * MIB).build().unwrap();

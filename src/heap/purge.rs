@@ -14,6 +14,9 @@ use core::ops::Range;
 /// Bytes given back at a time: a huge page, so that none is split.
 const STEP: usize = HUGE_PAGE;
 
+/// Where more than this part of the pages' memory goes back in parts, huge pages are of no use.
+const SPARSE: usize = 8;
+
 /// What of the memory that nobody uses is to go back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unused {
@@ -74,6 +77,7 @@ impl<G: Geometry> Heap<G> {
             return 0;
         }
         let grain = sys::page_size();
+        let bytes = (pages.end.get() - pages.start.get()) * self.page_size();
         let mut purged = 0;
         for page in (pages.start.0..pages.end.0).map(PageIndex) {
             let tag = self.table.tag(page);
@@ -98,6 +102,9 @@ impl<G: Geometry> Heap<G> {
                     purged += end - start;
                 }
             }
+        }
+        if purged > bytes / SPARSE {
+            self.arena.no_more_huge_pages_below(pages.end.get() * self.page_size());
         }
         purged
     }
