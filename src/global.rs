@@ -249,14 +249,13 @@ impl PageAllocator {
         let class = BuildGeometry.class_of(layout);
         if class == ClassIndex::NONE {
             heap.dealloc_run(address, Some(layout));
-        } else {
-            let tag = heap.tag_for_free(address, class);
-            match thread_cache::current_or_made(heap, Some(tag.shard())) {
-                Some(cache) => cache.dealloc_slow(heap, tag, address),
-                None => heap.put_all(class, core::slice::from_mut(&mut address)),
-            }
+            return decay::tick(heap);
         }
-        decay::tick(heap);
+        let tag = heap.tag_for_free(address, class);
+        match thread_cache::current_or_made(heap, Some(tag.shard())) {
+            Some(cache) => cache.dealloc_slow(heap, tag, address),
+            None => heap.put_all(class, core::slice::from_mut(&mut address)),
+        }
     }
 }
 

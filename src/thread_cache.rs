@@ -383,6 +383,7 @@ impl ThreadCache {
         if stacks.push(class, address) {
             return;
         }
+        decay::tick(heap);
         self.give_up_blocks(heap);
         if !self.grow(stacks, class) {
             let (slots, used) = stacks.slots(class);
@@ -459,6 +460,7 @@ impl ThreadCache {
 
 /// The calling thread's cache, made if it has none; `None` if it is to have none. `of_freed` is the shard of the
 /// block that the thread frees, if that is what it is about to do.
+#[inline]
 pub(crate) fn current_or_made<'a>(
     heap: &'static Heap<BuildGeometry>,
     of_freed: Option<ShardIndex>,
@@ -473,6 +475,8 @@ pub(crate) fn current_or_made<'a>(
     make(heap, of_freed)
 }
 
+#[cold]
+#[inline(never)]
 fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) -> Option<&'a ThreadCache> {
     let key = exit_key()?;
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();

@@ -180,13 +180,15 @@ impl PageAllocator {
         let Some(heap) = self.heap() else { return };
         let mut address = ptr.addr();
         match heap.tag_of(address) {
-            None => heap.dealloc_run(address, None),
+            None => {
+                heap.dealloc_run(address, None);
+                decay::tick(heap);
+            }
             Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
                 Some(cache) => cache.dealloc_slow(heap, tag, address),
                 None => heap.put_all(tag.class(), slice::from_mut(&mut address)),
             },
         }
-        decay::tick(heap);
     }
 
     #[cold]
