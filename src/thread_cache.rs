@@ -256,6 +256,7 @@ impl Stacks {
     }
 
     fn set_used(&self, class: ClassIndex, used: usize) {
+        debug_assert!(used < self.words[class.get()].len.load(Relaxed) as usize);
         let start = self.words[class.get()].start.load(Relaxed);
         // SAFETY: `used` is at most the number of slots, which follow `BOTTOM`.
         self.top(class).store(unsafe { start.add(used) }, Relaxed);
@@ -387,11 +388,13 @@ impl ThreadCache {
         self.give_up_blocks(heap);
         if !self.grow(stacks, class) {
             let (slots, used) = stacks.slots(class);
-            // The older half goes; what was freed last is warm.
-            let going = used.div_ceil(2);
-            heap.put_all(class, &mut slots[..going]);
-            slots.copy_within(going..used, 0);
-            stacks.set_used(class, used - going);
+            // The older half goes; what was freed last is warm. Where there was no memory for a stack, there is none.
+            if used > 0 {
+                let going = used.div_ceil(2);
+                heap.put_all(class, &mut slots[..going]);
+                slots.copy_within(going..used, 0);
+                stacks.set_used(class, used - going);
+            }
         }
         if !stacks.push(class, address) {
             heap.put_all(class, slice::from_mut(&mut { address }));
