@@ -40,6 +40,7 @@
 //! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans, dump, stats: who reads it
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
+//! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs
 //! ```
@@ -56,7 +57,8 @@
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
 //!    lowest free page becomes Divided; else the arena commits more memory.
 //!
-//! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header.
+//! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It grows into
+//! the free pages behind it; if it has to move, its memory is remapped.
 //!
 //! # How a block is freed
 //!
@@ -67,6 +69,12 @@
 //! 4. A stack that is full grows; if it may not, its older half goes back: by shard, then page by page, a bit is set
 //!    for every block. A page without live blocks becomes Free.
 //! 5. Everything else is a Multi run or a misuse, which ends the process with one line that names it.
+//!
+//! # How memory goes back
+//!
+//! The index of the runs remembers which pages are *dirty*: may have memory. A free page that stays dirty from one period to
+//! the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block. Passes are
+//! made on slow paths, a little at a time, or by a thread of its own (`decay.rs`); [`PageAllocator::purge`] does all at once.
 //!
 //! # Locks
 //!
