@@ -1,4 +1,4 @@
-//! The arena: one reservation of address space, committed upward in steps.
+//! The arena: one reservation of address space, committed upward in steps, or memory that somebody gave.
 
 use crate::sys;
 use core::ops::Range;
@@ -23,6 +23,8 @@ pub(crate) struct Arena {
     bytes: usize,
     /// The offset beyond which the system may use huge pages; `usize::MAX` if it may not.
     huge_from: AtomicUsize,
+    /// Whether the memory is somebody else's, who gave all of it for use: then it is never the system's concern.
+    given: bool,
 }
 
 // SAFETY: the arena is a range of addresses that it owns; it hands out no references.
@@ -31,6 +33,11 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
+    /// The `bytes` bytes from `start` on, given for as long as the arena lives.
+    pub(crate) fn given(start: NonNull<u8>, bytes: usize) -> Arena {
+        Arena { start, bytes, huge_from: AtomicUsize::new(usize::MAX), given: true }
+    }
+
     /// Reserves exactly `bytes`, a multiple of the OS page, at a multiple of `align`. With `huge_pages`, the system may
     /// use some.
     pub(crate) fn reserve(bytes: usize, align: usize, huge_pages: bool) -> Option<Arena> {
@@ -46,6 +53,7 @@ impl Arena {
                 start,
                 bytes,
                 huge_from: AtomicUsize::new(if huge_pages { FIRST_HUGE } else { usize::MAX }),
+                given: false,
             })
         }
     }
@@ -57,6 +65,9 @@ impl Arena {
     /// Commits memory behind the first `committed` bytes, at least `needed` bytes more, and returns how many: a
     /// step in proportion to the heap if the system grants it, else what is needed, else none.
     pub(crate) fn commit(&self, committed: usize, needed: usize) -> Option<usize> {
+        if self.given {
+            return None;
+        }
         let left = self.bytes - committed;
         let needed = needed.checked_next_multiple_of(sys::page_size())?;
         if needed > left {
@@ -73,6 +84,11 @@ impl Arena {
             unsafe { sys::advise_huge(self.start.add(from), committed + granted - from, true) };
         }
         Some(granted)
+    }
+
+    /// Whether the memory is somebody else's.
+    pub(crate) fn is_given(&self) -> bool {
+        self.given
     }
 
     fn huge_from(&self) -> usize {
@@ -119,7 +135,9 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: the arena owns the range; its users have given it up with the arena.
-        unsafe { sys::unmap(self.start, self.bytes) };
+        if !self.given {
+            // SAFETY: the arena owns the range; its users have given it up with the arena.
+            unsafe { sys::unmap(self.start, self.bytes) };
+        }
     }
 }

@@ -3,12 +3,14 @@
 //! The text goes out in pieces while the walk over the table goes on. Nothing is allocated, and no lock is held
 //! while anything is written: the writer may allocate from the very heap that it shows.
 
+#[cfg(feature = "os")]
 use crate::global::PageAllocator;
 use crate::heap::Heap;
 use crate::page_table::PageState;
 use crate::size_class::Geometry;
 use crate::spans::Span;
 use crate::stats::Summary;
+#[cfg(feature = "os")]
 use crate::sys;
 use crate::units::{PageCount, PageIndex};
 use core::fmt::{self, Write};
@@ -37,6 +39,7 @@ impl<G: Geometry> Heap<G> {
     /// would hand out next.
     ///
     /// While other threads allocate, each page is shown as it was at the moment it was looked at.
+    #[cfg(feature = "os")]
     pub fn dump(&self) {
         StandardOutput::print(|out| self.dump_to(out));
     }
@@ -50,6 +53,7 @@ impl<G: Geometry> Heap<G> {
     }
 }
 
+#[cfg(feature = "os")]
 impl PageAllocator {
     /// Prints the page table of the process heap to standard output, in the form of [`Heap::dump`], and behind it
     /// the [`Summary`] of its lines. In the table, blocks in thread caches are not free; the summary tells them from
@@ -144,11 +148,13 @@ fn write_line<G: Geometry>(heap: &Heap<G>, span: Span, out: &mut dyn Write) -> f
 }
 
 /// Standard output behind a buffer on the stack.
+#[cfg(feature = "os")]
 struct StandardOutput {
     text: [u8; 4096],
     len: usize,
 }
 
+#[cfg(feature = "os")]
 impl StandardOutput {
     /// Prints what `write` writes.
     fn print(write: impl FnOnce(&mut StandardOutput) -> fmt::Result) {
@@ -164,6 +170,7 @@ impl StandardOutput {
     }
 }
 
+#[cfg(feature = "os")]
 impl Write for StandardOutput {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text.as_bytes();

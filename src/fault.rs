@@ -4,6 +4,51 @@ use crate::line::Line;
 use crate::page_table::{Misuse, PageState};
 use crate::sys;
 use core::fmt::Write as _;
+use core::mem;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+/// What a program is ended by: null, or a `fn(&str) -> !`.
+static HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// Has `handler` called, with one line of text, when the allocator finds that it was misused; it must not return. By
+/// default the line is written to standard error and the process ends by SIGABRT; without the feature `os`, by an
+/// instruction that the processor refuses.
+///
+/// No lock is held when the handler is called. The heap of which a block was misused stands as before, but some other
+/// part of the program is out of order: to print, to reset the machine, or to jump into a debugger is safe; to go on is
+/// not. A handler that unwinds ends the process.
+///
+/// ```
+/// page_memory_allocator::set_fault_handler(|line| {
+///     // On a board: write the line to the serial port, and wait for the watchdog.
+///     eprint!("{line}");
+///     std::process::exit(2)
+/// });
+/// ```
+pub fn set_fault_handler(handler: fn(&str) -> !) {
+    HANDLER.store(handler as *mut (), Ordering::Release);
+}
+
+/// Ends the process when it is dropped, which is when a handler unwinds.
+struct NoWayBack;
+
+impl Drop for NoWayBack {
+    fn drop(&mut self) {
+        sys::abort();
+    }
+}
+
+/// Calls the handler, if there is one.
+fn handle(line: &str) {
+    let handler = HANDLER.load(Ordering::Acquire);
+    if !handler.is_null() {
+        // SAFETY: what is not null is a function of that type.
+        let handler = unsafe { mem::transmute::<*mut (), fn(&str) -> !>(handler) };
+        let _no_way_back = NoWayBack;
+        handler(line);
+    }
+}
 
 /// Reports `misuse` of `address`, in a page that is `state` (if it is in the arena), and ends the process.
 #[cold]
@@ -20,6 +65,7 @@ pub(crate) fn misuse(misuse: Misuse, address: usize, state: Option<PageState>) -
         Some(PageState::MultiTail) => line.write_str(" (page: Multi, not the first of its run)"),
     };
     let _ = line.write_str("\n");
+    handle(line.text());
     line.report();
     sys::abort()
 }

@@ -4,19 +4,22 @@
 //! takes all in order.
 
 mod blocks;
+mod given;
 mod large;
 mod options;
+#[cfg(feature = "os")]
+mod process;
 mod purge;
 
 pub use options::{HeapError, HeapOptions};
+#[cfg(feature = "os")]
 pub(crate) use purge::Unused;
 
 use crate::arena::{Arena, HUGE_PAGE};
 use crate::lock::{Guard, Lock};
-use crate::options::Options;
 use crate::page_table::{Bin, Census, PageState, PageTable, Tag, Violation};
 use crate::runs::Runs;
-use crate::size_class::{BuildGeometry, CustomGeometry, Geometry, built};
+use crate::size_class::{CustomGeometry, Geometry};
 use crate::sys;
 use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
 use core::alloc::Layout;
@@ -25,13 +28,6 @@ use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
 use core::sync::atomic::{AtomicUsize, Ordering};
-
-/// The process heap reserves so many times the machine's memory: free runs may be scattered.
-const ARENA_TO_MEMORY: usize = 2;
-/// What it tries to reserve when the machine does not say how much memory it has.
-const USUAL_RESERVATION: usize = 64 << 30;
-/// It gives up when even so little is refused.
-const LEAST_RESERVATION: usize = 4 << 20;
 
 /// A bin on cache lines of its own, behind the lock of its class and shard.
 #[repr(align(64))]
@@ -83,43 +79,32 @@ unsafe impl<G: Geometry> Send for Heap<G> {}
 // SAFETY: as above.
 unsafe impl<G: Geometry> Sync for Heap<G> {}
 
-/// Zeroed memory from the OS, unmapped when dropped.
+/// Zeroed memory from the OS, unmapped when dropped; or given, and left alone.
 struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
+    given: bool,
 }
 
 impl Mapping {
     fn new(bytes: usize) -> Option<Mapping> {
         let bytes = bytes.next_multiple_of(sys::page_size());
-        sys::map_zeroed(bytes).map(|start| Mapping { start, bytes })
+        sys::map_zeroed(bytes).map(|start| Mapping { start, bytes, given: false })
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the owner's alone, who is gone.
-        unsafe { sys::unmap(self.start, self.bytes) };
+        if !self.given {
+            // SAFETY: the mapping is the owner's alone, who is gone.
+            unsafe { sys::unmap(self.start, self.bytes) };
+        }
     }
 }
 
-impl Heap<BuildGeometry> {
-    /// The heap of the process: as much address space as its program can need and the system grants.
-    pub(crate) fn for_process(options: &Options) -> Option<Heap<BuildGeometry>> {
-        let usual = sys::physical_memory().saturating_mul(ARENA_TO_MEMORY).checked_next_power_of_two();
-        let wanted = usual.filter(|&bytes| bytes > 0).unwrap_or(USUAL_RESERVATION);
-        let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
-        while bytes >= LEAST_RESERVATION {
-            let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
-            let heap = Heap::with_geometry(BuildGeometry, pages, built::SHARDS, true, options.huge_pages);
-            if let Some(mut heap) = heap {
-                heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
-                return Some(heap);
-            }
-            bytes /= 2;
-        }
-        None
-    }
+/// Bytes of a page table, such that bins may follow it.
+fn bytes_of_table<G: Geometry>(geometry: G, pages: PageCount) -> usize {
+    PageTable::storage(geometry, pages).next_multiple_of(align_of::<LockedBin>())
 }
 
 impl<G: Geometry> Heap<G> {
@@ -134,16 +119,36 @@ impl<G: Geometry> Heap<G> {
         let bytes = pages.bytes(geometry.page_shift()).next_multiple_of(sys::page_size());
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
         let arena = Arena::reserve(bytes, align, huge_pages)?;
-        let bins = shards * geometry.class_count();
-        let table_bytes = PageTable::storage(geometry, pages).next_multiple_of(align_of::<LockedBin>());
-        let tables = Mapping::new(table_bytes + bins * size_of::<LockedBin>())?;
-        // SAFETY: the mapping is zeroed, long enough, aligned to an OS page, and lives as long as the heap. Each class
-        // and shard has one bin: the one in `bins`.
+        let tables = Mapping::new(Self::bytes_of_tables(geometry, pages, shards))?;
+        // SAFETY: mappings are aligned to an OS page, and the tables' is zeroed.
+        Some(unsafe { Heap::assemble(geometry, pages, shards, keeps_last_page, arena, tables) })
+    }
+
+    /// Bytes of the page table and, behind it, the bins.
+    fn bytes_of_tables(geometry: G, pages: PageCount, shards: usize) -> usize {
+        bytes_of_table(geometry, pages) + shards * geometry.class_count() * size_of::<LockedBin>()
+    }
+
+    /// The heap over `arena`, with `tables` for its page table and its bins.
+    ///
+    /// # Safety
+    /// The arena has that many pages and begins at a multiple of their size. The tables are zeroed, as long as
+    /// [`bytes_of_tables`](Self::bytes_of_tables) says, and aligned as a [`LockedBin`].
+    unsafe fn assemble(
+        geometry: G,
+        pages: PageCount,
+        shards: usize,
+        keeps_last_page: bool,
+        arena: Arena,
+        tables: Mapping,
+    ) -> Heap<G> {
+        // SAFETY: the tables are zeroed, long enough, aligned, and live as long as the heap. Each class and shard has
+        // one bin: the one in `bins`.
         let (table, runs) =
             unsafe { PageTable::new(geometry, arena.start().addr().get(), pages, tables.start) };
         // SAFETY: the bins follow the table. Zeros are open locks of bins without pages.
-        let bins = unsafe { tables.start.add(table_bytes).cast() };
-        Some(Heap {
+        let bins = unsafe { tables.start.add(bytes_of_table(geometry, pages)).cast() };
+        Heap {
             table,
             runs: Lock::new(runs),
             bins,
@@ -154,7 +159,7 @@ impl<G: Geometry> Heap<G> {
             mapped_apart: AtomicUsize::new(0),
             arena,
             tables,
-        })
+        }
     }
 
     /// The page table.
@@ -191,11 +196,6 @@ impl<G: Geometry> Heap<G> {
         self.locked_bin(tag).lock()
     }
 
-    /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.
-    pub(crate) fn use_shard(&self, shard: ShardIndex) {
-        self.shards_in_use.fetch_max(shard.0 as usize + 1, Ordering::Relaxed);
-    }
-
     fn shards_in_use(&self) -> usize {
         self.shards_in_use.load(Ordering::Relaxed)
     }
@@ -206,29 +206,6 @@ impl<G: Geometry> Heap<G> {
         (0..shards).flat_map(move |shard| {
             (1..classes).map(move |class| Tag::new(ShardIndex(shard as u8), ClassIndex(class as u8)))
         })
-    }
-
-    /// Locks all bins, then the runs, until [`unlock_all`](Self::unlock_all).
-    ///
-    /// The caller sees to it that no shard comes into use meanwhile. Bins of shards that are not in use are left out:
-    /// nobody has them.
-    pub(crate) fn lock_all(&self) {
-        for tag in self.tags(self.shards_in_use()) {
-            mem::forget(self.bin(tag));
-        }
-        mem::forget(self.runs());
-    }
-
-    /// Opens what [`lock_all`](Self::lock_all) locked.
-    ///
-    /// # Safety
-    /// This thread, or in a child process the one that forked, locked it.
-    pub(crate) unsafe fn unlock_all(&self) {
-        // SAFETY: the caller's locks; no reference to what they guard was kept.
-        unsafe {
-            self.tags(self.shards_in_use()).for_each(|tag| self.locked_bin(tag).unlock_leaked());
-            self.runs.unlock_leaked();
-        }
     }
 
     /// Allocates a block for `layout`; null if that cannot be served. A size of zero is served as one byte.
@@ -389,18 +366,5 @@ impl<G: Geometry> fmt::Debug for Heap<G> {
             .field("page_size", &self.page_size())
             .field("tables", &self.tables.bytes)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_process_heap_keeps_to_the_parameters_of_the_build() {
-        let heap = Heap::for_process(&Options::new()).expect("the system grants some address space");
-        assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
-        assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
-        heap.check().expect("a new heap is in order");
     }
 }

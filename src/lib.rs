@@ -93,30 +93,45 @@
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap.
 
 #![no_std]
+// Without an operating system there are no thread caches, who are the only ones to use some of the layers below them.
+#![cfg_attr(not(feature = "os"), allow(dead_code))]
 #[cfg(any(test, all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
 mod arena;
+#[cfg(feature = "os")]
 mod decay;
 mod dump;
 mod fault;
+#[cfg(feature = "os")]
 mod fork;
+#[cfg(feature = "os")]
 mod global;
+mod global_heap;
 mod heap;
 mod line;
 mod lock;
+#[cfg(feature = "os")]
 mod metadata;
+#[cfg(feature = "os")]
 mod options;
 pub mod page_table;
 pub mod runs;
 pub mod size_class;
 mod spans;
 mod stats;
+#[cfg_attr(not(feature = "os"), path = "sys/bare.rs")]
 mod sys;
+#[cfg(feature = "os")]
 mod thread_cache;
+#[cfg(feature = "os")]
 mod tls;
 pub mod units;
+#[cfg(feature = "os")]
 mod unsized_calls;
+pub use fault::set_fault_handler;
+#[cfg(feature = "os")]
 pub use global::{OutOfMemory, PageAllocator};
+pub use global_heap::GlobalHeap;
 pub use heap::{Heap, HeapError, HeapOptions};
 pub use size_class::SizeClasses;
 pub use stats::Summary;

@@ -14,6 +14,11 @@ impl Line {
         Line { text: [0; 240], len: 0 }
     }
 
+    /// The text.
+    pub(crate) fn text(&self) -> &str {
+        str::from_utf8(&self.text[..self.len]).unwrap_or_default()
+    }
+
     /// Writes the text to standard error.
     pub(crate) fn report(&self) {
         sys::write(sys::Stream::Error, &self.text[..self.len]);

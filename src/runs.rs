@@ -174,6 +174,13 @@ impl<'s> Runs<'s> {
         self.set(start, count, true);
     }
 
+    /// Remembers of `count` pages below the frontier that they may hold anything.
+    pub fn soil(&mut self, start: PageIndex, count: PageCount) {
+        for (word, mask) in words_of(start, count) {
+            self.dirty[word] |= mask;
+        }
+    }
+
     /// The lowest run of `count` free pages, not yet claimed.
     pub fn find(&self, count: PageCount) -> Option<PageIndex> {
         let wanted = count.0;
@@ -234,9 +241,7 @@ impl<'s> Runs<'s> {
 
     /// Gives `count` pages back; they may hold anything.
     pub fn release(&mut self, start: PageIndex, count: PageCount) {
-        for (word, mask) in words_of(start, count) {
-            self.dirty[word] |= mask;
-        }
+        self.soil(start, count);
         self.set(start, count, true);
     }
 

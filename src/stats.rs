@@ -1,11 +1,14 @@
 //! What a heap's memory is used for, counted from the page table.
 
+#[cfg(feature = "os")]
 use crate::global::PageAllocator;
 use crate::heap::Heap;
+#[cfg(feature = "os")]
 use crate::metadata;
 use crate::page_table::PageState;
 use crate::size_class::Geometry;
 use crate::spans::Span;
+#[cfg(feature = "os")]
 use crate::thread_cache;
 use crate::units::PageCount;
 use core::fmt;
@@ -94,6 +97,7 @@ impl Summary {
     }
 
     /// Tells the blocks in thread caches, which the page table takes for live, from those that the program holds.
+    #[cfg(feature = "os")]
     pub(crate) fn with_caches(mut self) -> Summary {
         let cached = thread_cache::totals();
         // The caches are counted after the pages. More than was live then cannot be told apart.
@@ -116,6 +120,7 @@ impl<G: Geometry> Heap<G> {
     }
 }
 
+#[cfg(feature = "os")]
 impl PageAllocator {
     /// Counts what the process heap is used for. Blocks in thread caches are told from live ones. Nothing is
     /// allocated, and no lock is held for longer than it takes to look at one page or run.

@@ -13,8 +13,10 @@ pub enum HeapError {
     PageSize,
     /// The capacity is not a multiple of the page size, is zero, or has more than `u32::MAX - 1` pages.
     Capacity,
-    /// The system refused the address space.
+    /// The system refused the address space, or there is none.
     Refused,
+    /// The memory that was given does not hold a page and its tables.
+    TooSmall,
 }
 
 impl fmt::Display for HeapError {
@@ -23,6 +25,7 @@ impl fmt::Display for HeapError {
             HeapError::PageSize => "the page size must be a power of two from 512 bytes to 1 MiB",
             HeapError::Capacity => "the capacity must be a positive multiple of the page size",
             HeapError::Refused => "the system refused the address space",
+            HeapError::TooSmall => "the memory given has no room for a page and its tables",
         })
     }
 }
@@ -61,12 +64,17 @@ impl HeapOptions {
         self
     }
 
-    /// Makes the heap.
+    pub(super) fn geometry(self) -> Result<CustomGeometry, HeapError> {
+        CustomGeometry::new(self.page_size, self.classes).ok_or(HeapError::PageSize)
+    }
+
+    /// Makes the heap, in address space that it reserves. Without the feature `os` there is none:
+    /// [`build_in`](Self::build_in) makes a heap of given memory.
     ///
     /// # Errors
     /// [`HeapError`] says which of the options cannot be, or that the system refused.
     pub fn build(self) -> Result<Heap, HeapError> {
-        let geometry = CustomGeometry::new(self.page_size, self.classes).ok_or(HeapError::PageSize)?;
+        let geometry = self.geometry()?;
         let pages = self.capacity / self.page_size;
         if pages == 0 || !self.capacity.is_multiple_of(self.page_size) || pages >= u32::MAX as usize {
             return Err(HeapError::Capacity);

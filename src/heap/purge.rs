@@ -44,7 +44,7 @@ impl<G: Geometry> Heap<G> {
 
     /// Whether the system can be told something about a page of the heap, without it concerning another.
     pub(super) fn has_whole_os_pages(&self) -> bool {
-        self.page_size() >= sys::page_size()
+        !self.arena.is_given() && self.page_size() >= sys::page_size()
     }
 
     /// Gives back the memory of free pages, up to about `most` bytes.

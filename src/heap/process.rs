@@ -1,0 +1,75 @@
+//! What only the heap of the process has: a size of its own choice, shards that come into use, and forks.
+
+use super::Heap;
+use crate::options::Options;
+use crate::size_class::{BuildGeometry, built};
+use crate::sys;
+use crate::units::{PageCount, ShardIndex};
+use core::mem;
+use core::sync::atomic::Ordering;
+
+/// The process heap reserves so many times the machine's memory: free runs may be scattered.
+const ARENA_TO_MEMORY: usize = 2;
+/// What it tries to reserve when the machine does not say how much memory it has.
+const USUAL_RESERVATION: usize = 64 << 30;
+/// It gives up when even so little is refused.
+const LEAST_RESERVATION: usize = 4 << 20;
+
+impl Heap<BuildGeometry> {
+    /// The heap of the process: as much address space as its program can need and the system grants.
+    pub(crate) fn for_process(options: &Options) -> Option<Heap<BuildGeometry>> {
+        let usual = sys::physical_memory().saturating_mul(ARENA_TO_MEMORY).checked_next_power_of_two();
+        let wanted = usual.filter(|&bytes| bytes > 0).unwrap_or(USUAL_RESERVATION);
+        let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
+        while bytes >= LEAST_RESERVATION {
+            let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
+            let heap = Heap::with_geometry(BuildGeometry, pages, built::SHARDS, true, options.huge_pages);
+            if let Some(mut heap) = heap {
+                heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
+                return Some(heap);
+            }
+            bytes /= 2;
+        }
+        None
+    }
+    /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.
+    pub(crate) fn use_shard(&self, shard: ShardIndex) {
+        self.shards_in_use.fetch_max(shard.0 as usize + 1, Ordering::Relaxed);
+    }
+
+    /// Locks all bins, then the runs, until [`unlock_all`](Self::unlock_all).
+    ///
+    /// The caller sees to it that no shard comes into use meanwhile. Bins of shards that are not in use are left out:
+    /// nobody has them.
+    pub(crate) fn lock_all(&self) {
+        for tag in self.tags(self.shards_in_use()) {
+            mem::forget(self.bin(tag));
+        }
+        mem::forget(self.runs());
+    }
+
+    /// Opens what [`lock_all`](Self::lock_all) locked.
+    ///
+    /// # Safety
+    /// This thread, or in a child process the one that forked, locked it.
+    pub(crate) unsafe fn unlock_all(&self) {
+        // SAFETY: the caller's locks; no reference to what they guard was kept.
+        unsafe {
+            self.tags(self.shards_in_use()).for_each(|tag| self.locked_bin(tag).unlock_leaked());
+            self.runs.unlock_leaked();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_heap_keeps_to_the_parameters_of_the_build() {
+        let heap = Heap::for_process(&Options::new()).expect("the system grants some address space");
+        assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
+        assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
+        heap.check().expect("a new heap is in order");
+    }
+}
