@@ -2,7 +2,7 @@
 
 use crate::decay;
 use crate::fork;
-use crate::heap::Heap;
+use crate::heap::{Heap, room_for};
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
@@ -156,6 +156,26 @@ impl PageAllocator {
     #[inline]
     pub(crate) fn heap(&self) -> Option<&'static Heap<BuildGeometry>> {
         heap().or_else(|| make_heap(&self.options))
+    }
+
+    /// The version of this crate.
+    pub const fn version() -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    /// Bytes that a block for `layout` has room for, at least as many as were asked for; `None` for more than any heap
+    /// has. It may be used up to there, and freed as a block of any size between the two.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    /// use std::alloc::Layout;
+    ///
+    /// let heap = PageAllocator::new();
+    /// assert!(heap.room_for(Layout::new::<[u8; 1000]>()) >= Some(1000));
+    /// ```
+    #[inline]
+    pub fn room_for(&self, layout: Layout) -> Option<usize> {
+        room_for(BuildGeometry, layout)
     }
 
     /// Verifies every invariant of the page table, with the whole heap locked for as long as that takes. Blocks

@@ -22,7 +22,7 @@ use crate::runs::Runs;
 use crate::size_class::{CustomGeometry, Geometry};
 use crate::sys;
 use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
-use core::alloc::Layout;
+use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -39,7 +39,7 @@ struct LockedBin(Lock<Bin>);
 /// by [`HeapOptions`]. It may be shared between threads.
 ///
 /// ```
-/// use core::alloc::Layout;
+/// use core::alloc::{GlobalAlloc, Layout};
 /// use page_memory_allocator::{HeapOptions, SizeClasses};
 ///
 /// let heap = HeapOptions::new()
@@ -53,6 +53,21 @@ struct LockedBin(Lock<Bin>);
 /// assert!(!block.is_null());
 /// // SAFETY: the block is live and was allocated with this layout.
 /// unsafe { heap.dealloc(block, layout) };
+/// ```
+///
+/// With the feature `allocator-api2`, collections live in a heap, and are gone with it at once. None can be used after
+/// that, as each of them borrows the heap:
+///
+#[cfg_attr(feature = "allocator-api2", doc = "```compile_fail,E0505")]
+#[cfg_attr(not(feature = "allocator-api2"), doc = "```ignore")]
+/// use allocator_api2::vec::Vec;
+/// use page_memory_allocator::HeapOptions;
+///
+/// let heap = HeapOptions::new().build().unwrap();
+/// let mut numbers = Vec::new_in(&heap);
+/// numbers.push(1);
+/// drop(heap);
+/// numbers.push(2); // The heap is borrowed: this does not compile.
 /// ```
 pub struct Heap<G: Geometry = CustomGeometry> {
     table: PageTable<G>,
@@ -78,6 +93,18 @@ pub struct Heap<G: Geometry = CustomGeometry> {
 unsafe impl<G: Geometry> Send for Heap<G> {}
 // SAFETY: as above.
 unsafe impl<G: Geometry> Sync for Heap<G> {}
+
+/// Bytes that a block for `layout` has room for in a heap of that geometry. What a run has behind the bytes that were
+/// asked for may be given back to the system.
+#[inline]
+pub(crate) fn room_for<G: Geometry>(geometry: G, layout: Layout) -> Option<usize> {
+    match geometry.class_of(layout) {
+        ClassIndex::NONE => {
+            PageCount::holding(layout.size(), geometry.page_shift()).map(|_| layout.size().max(1))
+        }
+        class => Some(geometry.classes().block(class)),
+    }
+}
 
 /// Zeroed memory from the OS, unmapped when dropped; or given, and left alone.
 struct Mapping {
@@ -279,6 +306,13 @@ impl<G: Geometry> Heap<G> {
         }
     }
 
+    /// Bytes that a block for `layout` has room for, at least as many as were asked for; `None` for more than any heap
+    /// has. It may be used up to there, and freed as a block of any size between the two.
+    #[inline]
+    pub fn room_for(&self, layout: Layout) -> Option<usize> {
+        room_for(self.geometry(), layout)
+    }
+
     /// What `page` is at this moment.
     ///
     /// # Panics
@@ -355,6 +389,32 @@ impl<G: Geometry> Heap<G> {
     /// Pages in the arena.
     pub fn pages(&self) -> PageCount {
         self.table.capacity()
+    }
+}
+
+// SAFETY: blocks come from pages or runs that hold them whole, at addresses that the layout's alignment divides, and
+// belong to their owner until they are freed or the heap is dropped. Nothing here unwinds.
+unsafe impl<G: Geometry> GlobalAlloc for Heap<G> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        Heap::alloc(self, layout)
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract is the same.
+        unsafe { Heap::dealloc(self, block, layout) }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        Heap::alloc_zeroed(self, layout)
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's contract is the same.
+        unsafe { Heap::realloc(self, block, layout, new_size) }
     }
 }
 

@@ -93,10 +93,13 @@
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap.
 
 #![no_std]
+#![cfg_attr(feature = "nightly", feature(allocator_api))]
 // Without an operating system there are no thread caches, who are the only ones to use some of the layers below them.
 #![cfg_attr(not(feature = "os"), allow(dead_code))]
 #[cfg(any(test, all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
+#[cfg(any(feature = "allocator-api2", feature = "nightly"))]
+mod allocator;
 mod arena;
 #[cfg(feature = "os")]
 mod decay;

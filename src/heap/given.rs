@@ -51,12 +51,14 @@ impl HeapOptions {
     /// use page_memory_allocator::{HeapOptions, SizeClasses};
     /// use spin::mutex::{SpinMutex, SpinMutexGuard};
     ///
-    /// static MEMORY: SpinMutex<[u8; 65536]> = SpinMutex::new([0; 65536]);
+    /// #[repr(align(4096))]
+    /// struct Memory([u8; 65536]);
+    /// static MEMORY: SpinMutex<Memory> = SpinMutex::new(Memory([0; 65536]));
     ///
     /// // The array is lent out for good.
-    /// let memory: &'static mut [u8] = SpinMutexGuard::leak(MEMORY.lock());
-    /// let heap = HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO).build_in(memory)?;
-    /// assert_eq!(heap.pages().get(), 14);
+    /// let memory: &'static mut Memory = SpinMutexGuard::leak(MEMORY.lock());
+    /// let heap = HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO).build_in(&mut memory.0)?;
+    /// assert_eq!(heap.pages().get(), 15);
     /// # Ok::<(), page_memory_allocator::HeapError>(())
     /// ```
     ///
