@@ -131,6 +131,17 @@ impl Arena {
             self.advise_huge(from..end, false);
         }
     }
+
+    /// Has the system use no more huge pages but for large runs, of which `committed` bytes are committed.
+    pub(crate) fn forgo_huge_pages(&self, committed: usize) {
+        let bytes = self.bytes;
+        let from = self.huge_from.fetch_update(Relaxed, Relaxed, |from| (from < bytes).then_some(bytes));
+        if let Ok(from) = from
+            && from < committed
+        {
+            self.advise_huge(from..committed, false);
+        }
+    }
 }
 
 impl Drop for Arena {

@@ -12,7 +12,7 @@ use crate::spans::Span;
 use crate::stats::Summary;
 #[cfg(feature = "os")]
 use crate::sys;
-use crate::units::{PageCount, PageIndex};
+use crate::units::{ComponentIndex, PageCount, PageIndex};
 use core::fmt::{self, Write};
 
 /// A heap of no more pages than this has a line for each; in a larger one, neighbours in the same condition fold.
@@ -70,7 +70,14 @@ impl PageAllocator {
         match self.heap() {
             Some(heap) => {
                 let summary = write_table(heap, out)?.with_caches();
-                writeln!(out, "{summary}")
+                writeln!(out, "{summary}")?;
+                let mut written = Ok(());
+                self.components(|stats| {
+                    if written.is_ok() {
+                        written = writeln!(out, "Component:     {stats}");
+                    }
+                });
+                written
             }
             None => out.write_str("The system refuses the heap its address space.\n"),
         }
@@ -96,7 +103,9 @@ fn write_table<G: Geometry>(heap: &Heap<G>, out: &mut dyn Write) -> Result<Summa
             continue;
         }
         match &mut line {
-            Some(line) if fold(line.state, span.state) => line.pages.0 += span.pages.0,
+            Some(line) if line.owner == span.owner && fold(line.state, span.state) => {
+                line.pages.0 += span.pages.0;
+            }
             _ => {
                 if let Some(line) = line.replace(span) {
                     write_line(heap, line, out)?;
@@ -133,18 +142,22 @@ fn write_line<G: Geometry>(heap: &Heap<G>, span: Span, out: &mut dyn Write) -> f
         write!(out, "..{}", span.first.0 + span.pages.0 - 1)?;
     }
     match span.state {
-        PageState::Free => writeln!(out, ".Status: Free;Address: {address:#x};"),
+        PageState::Free => write!(out, ".Status: Free;Address: {address:#x};")?,
         PageState::Divided { block, free_blocks, next_offset, .. } => {
             let next = address + next_offset;
-            writeln!(
+            write!(
                 out,
                 ".Status: Divided;Address: {next:#x};Class size: {block};Free blocks: {free_blocks};"
-            )
+            )?;
         }
         PageState::MultiHead { .. } | PageState::MultiTail => {
-            writeln!(out, ".Status: Multi;Address: {address:#x};")
+            write!(out, ".Status: Multi;Address: {address:#x};")?;
         }
     }
+    if span.owner != ComponentIndex::NONE {
+        write!(out, "Component: {};", heap.component_name(span.owner))?;
+    }
+    out.write_str("\n")
 }
 
 /// Standard output behind a buffer on the stack.

@@ -30,8 +30,8 @@ pub fn set_fault_handler(handler: fn(&str) -> !) {
     HANDLER.store(handler as *mut (), Ordering::Release);
 }
 
-/// Ends the process when it is dropped, which is when a handler unwinds.
-struct NoWayBack;
+/// Ends the process when it is dropped, which is when what it guards unwinds.
+pub(crate) struct NoWayBack;
 
 impl Drop for NoWayBack {
     fn drop(&mut self) {

@@ -1,5 +1,6 @@
 //! [`PageAllocator`]: the process heap behind thread caches, as a global allocator. Nothing but dispatch.
 
+use crate::component;
 use crate::decay;
 use crate::fork;
 use crate::heap::{Heap, room_for};
@@ -282,9 +283,9 @@ impl PageAllocator {
 fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     decay::tick(heap);
     match BuildGeometry.class_of(layout) {
-        ClassIndex::NONE => heap.alloc_run(layout, zeroed),
+        ClassIndex::NONE => component::run_within_limits(heap, layout, zeroed),
         class => match thread_cache::current_or_made(heap, None) {
-            Some(cache) => cache.alloc_slow(heap, class),
+            Some(cache) => component::within_limits(heap, || cache.alloc_slow(heap, class)),
             None => heap.alloc_block(Tag::new(ShardIndex(0), class)),
         },
     }

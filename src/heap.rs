@@ -1,8 +1,9 @@
 //! A heap: an arena, its page table, and the locks.
 //!
-//! Lock order: a bin, then the runs. A second bin is only tried for, never waited for, but by [`Heap::check`], which
+//! Lock order: the ledger, a bin, then the runs. A second bin is only tried for, never waited for, but by [`Heap::check`], which
 //! takes all in order.
 
+mod accounts;
 mod blocks;
 mod given;
 mod large;
@@ -13,15 +14,18 @@ mod purge;
 
 pub use options::{HeapError, HeapOptions};
 #[cfg(feature = "os")]
+pub(crate) use process::LEDGER;
+#[cfg(feature = "os")]
 pub(crate) use purge::Unused;
 
 use crate::arena::{Arena, HUGE_PAGE};
+use crate::ledger::{Ledger, MOST_COMPONENTS};
 use crate::lock::{Guard, Lock};
 use crate::page_table::{Bin, Census, PageState, PageTable, Tag, Violation};
 use crate::runs::Runs;
 use crate::size_class::{CustomGeometry, Geometry};
 use crate::sys;
-use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
+use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::mem;
@@ -78,6 +82,8 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     shards: usize,
     /// Shards, from the first one on, that may have pages. It only grows.
     shards_in_use: AtomicUsize,
+    /// The accounts of the components, each of which has a shard beyond `shards`; none if the heap knows no components.
+    ledger: Option<&'static Ledger>,
     /// Whether the last page of a class and shard stays Divided when its last block is freed.
     keeps_last_page: bool,
     /// Most pages in use at a time.
@@ -139,6 +145,7 @@ impl<G: Geometry> Heap<G> {
         geometry: G,
         pages: PageCount,
         shards: usize,
+        ledger: Option<&'static Ledger>,
         keeps_last_page: bool,
         huge_pages: bool,
     ) -> Option<Heap<G>> {
@@ -146,9 +153,12 @@ impl<G: Geometry> Heap<G> {
         let bytes = pages.bytes(geometry.page_shift()).next_multiple_of(sys::page_size());
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
         let arena = Arena::reserve(bytes, align, huge_pages)?;
-        let tables = Mapping::new(Self::bytes_of_tables(geometry, pages, shards))?;
+        let all_shards = shards + ledger.map_or(0, |_| MOST_COMPONENTS);
+        let tables = Mapping::new(Self::bytes_of_tables(geometry, pages, all_shards))?;
         // SAFETY: mappings are aligned to an OS page, and the tables' is zeroed.
-        Some(unsafe { Heap::assemble(geometry, pages, shards, keeps_last_page, arena, tables) })
+        let mut heap = unsafe { Heap::assemble(geometry, pages, shards, arena, tables) };
+        (heap.ledger, heap.keeps_last_page) = (ledger, keeps_last_page);
+        Some(heap)
     }
 
     /// Bytes of the page table and, behind it, the bins.
@@ -165,7 +175,6 @@ impl<G: Geometry> Heap<G> {
         geometry: G,
         pages: PageCount,
         shards: usize,
-        keeps_last_page: bool,
         arena: Arena,
         tables: Mapping,
     ) -> Heap<G> {
@@ -181,7 +190,8 @@ impl<G: Geometry> Heap<G> {
             bins,
             shards,
             shards_in_use: AtomicUsize::new(1),
-            keeps_last_page,
+            ledger: None,
+            keeps_last_page: false,
             limit: pages,
             mapped_apart: AtomicUsize::new(0),
             arena,
@@ -213,7 +223,8 @@ impl<G: Geometry> Heap<G> {
     #[inline]
     fn locked_bin(&self, tag: Tag) -> &Lock<Bin> {
         let (shard, class) = (tag.shard().0 as usize, tag.class().get());
-        debug_assert!(shard < self.shards && (1..self.geometry().class_count()).contains(&class));
+        debug_assert!(shard < self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS));
+        debug_assert!((1..self.geometry().class_count()).contains(&class));
         // SAFETY: there is a bin for every shard and class, and tags name no others.
         unsafe { &self.bins.add(shard * self.geometry().class_count() + class).as_ref().0 }
     }
@@ -227,18 +238,20 @@ impl<G: Geometry> Heap<G> {
         self.shards_in_use.load(Ordering::Relaxed)
     }
 
-    /// Every tag that a Divided page of the first `shards` shards can have.
+    /// Every tag that a Divided page of the first `shards` shards, or of a component, can have.
     fn tags(&self, shards: usize) -> impl Iterator<Item = Tag> + use<G> {
         let classes = self.geometry().class_count();
-        (0..shards).flat_map(move |shard| {
-            (1..classes).map(move |class| Tag::new(ShardIndex(shard as u8), ClassIndex(class as u8)))
-        })
+        let of_threads = (0..shards).map(|shard| ShardIndex(shard as u8));
+        let of_components = self.components().map(ComponentIndex::shard);
+        of_threads
+            .chain(of_components)
+            .flat_map(move |shard| (1..classes).map(move |class| Tag::new(shard, ClassIndex(class as u8))))
     }
 
     /// Allocates a block for `layout`; null if that cannot be served. A size of zero is served as one byte.
     pub fn alloc(&self, layout: Layout) -> *mut u8 {
         match self.geometry().class_of(layout) {
-            ClassIndex::NONE => self.alloc_run(layout, false),
+            ClassIndex::NONE => self.alloc_run(ComponentIndex::NONE, layout, false),
             class => self.alloc_block(Tag::new(ShardIndex(0), class)),
         }
     }
@@ -246,7 +259,7 @@ impl<G: Geometry> Heap<G> {
     /// [`alloc`](Self::alloc), with all bytes zero.
     pub fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match self.geometry().class_of(layout) {
-            ClassIndex::NONE => self.alloc_run(layout, true),
+            ClassIndex::NONE => self.alloc_run(ComponentIndex::NONE, layout, true),
             class => {
                 let block = self.alloc_block(Tag::new(ShardIndex(0), class));
                 if !block.is_null() {
@@ -326,6 +339,7 @@ impl<G: Geometry> Heap<G> {
     /// # Errors
     /// The first invariant that does not hold, and the page it was seen at.
     pub fn check(&self) -> Result<Census, Violation> {
+        let _frozen = self.ledger.map(Ledger::freeze);
         for tag in self.tags(self.shards) {
             mem::forget(self.bin(tag));
         }
@@ -342,7 +356,11 @@ impl<G: Geometry> Heap<G> {
             }
         }
         // SAFETY: all bins and the runs are locked by this thread.
-        let census = unsafe { self.table.check(&runs) };
+        let mut census = unsafe { self.table.check(&runs) };
+        if census.is_ok() {
+            // SAFETY: as above.
+            census = unsafe { self.check_accounts(&runs) }.and(census);
+        }
         for tag in self.tags(self.shards) {
             // SAFETY: as above; the lock is not used after this.
             unsafe { self.locked_bin(tag).unlock_leaked() };
@@ -372,7 +390,7 @@ impl<G: Geometry> Heap<G> {
     /// Bytes of the page table for the committed pages, and of the bins.
     pub(crate) fn table_bytes(&self) -> usize {
         let frontier = self.runs().frontier();
-        let bins = self.shards_in_use() * self.geometry().class_count();
+        let bins = (self.shards_in_use() + self.components().count()) * self.geometry().class_count();
         PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
     }
 

@@ -102,6 +102,8 @@ extern crate std;
 mod allocator;
 mod arena;
 #[cfg(feature = "os")]
+mod component;
+#[cfg(feature = "os")]
 mod decay;
 mod dump;
 mod fault;
@@ -111,6 +113,7 @@ mod fork;
 mod global;
 mod global_heap;
 mod heap;
+mod ledger;
 mod line;
 mod lock;
 #[cfg(feature = "os")]
@@ -131,10 +134,14 @@ mod tls;
 pub mod units;
 #[cfg(feature = "os")]
 mod unsized_calls;
+#[cfg(feature = "os")]
+pub use component::{Component, ComponentStats, InComponent, Inside};
 pub use fault::set_fault_handler;
 #[cfg(feature = "os")]
 pub use global::{OutOfMemory, PageAllocator};
 pub use global_heap::GlobalHeap;
 pub use heap::{Heap, HeapError, HeapOptions};
+#[cfg(feature = "os")]
+pub use ledger::{SoftLimitExceeded, SoftLimitListener};
 pub use size_class::SizeClasses;
 pub use stats::Summary;

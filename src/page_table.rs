@@ -31,7 +31,7 @@ use bin::Link;
 
 use crate::runs::{Runs, Summary};
 use crate::size_class::{GRANULE, Geometry};
-use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
+use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::fmt;
 use core::mem;
 use core::ptr::NonNull;
@@ -108,6 +108,8 @@ pub(crate) enum Mapping {
 #[repr(C)]
 struct Header {
     state: State,
+    /// Multi head: the component that holds the run.
+    owner: ComponentIndex,
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
     list: u8,
     /// Divided: whether blocks were taken or put since [`DividedPage::rest`] last looked.
@@ -394,13 +396,28 @@ impl<G: Geometry> PageTable<G> {
         unsafe { mem::replace(&mut (*self.header(head)).mapping, mapping) }
     }
 
+    /// The component that holds the Multi run at `head`.
+    pub fn owner(&self, runs: &Runs, head: PageIndex) -> ComponentIndex {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
+        unsafe { (*self.header(head)).owner }
+    }
+
+    /// Has `owner` hold the Multi run at `head`, which no component holds when it is claimed.
+    pub fn set_owner(&self, runs: &mut Runs, head: PageIndex, owner: ComponentIndex) {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: as in `owner`.
+        unsafe { (*self.header(head)).owner = owner };
+    }
+
     /// Makes the Multi run of `count` pages that begins at `head`, mapped as usual, Free.
     pub fn release_multi(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
         debug_assert_eq!(self.multi_run(runs, head), Ok(count));
         debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
         // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
         let header = unsafe { &mut *self.header(head) };
-        (header.state, header.run, header.tail) = (State::None, PageCount(0), 0);
+        (header.state, header.owner) = (State::None, ComponentIndex::NONE);
+        (header.run, header.tail) = (PageCount(0), 0);
         runs.release(head, count);
     }
 

@@ -7,7 +7,7 @@
 use crate::heap::Heap;
 use crate::page_table::PageState;
 use crate::size_class::Geometry;
-use crate::units::{PageCount, PageIndex};
+use crate::units::{ComponentIndex, PageCount, PageIndex};
 
 /// Free pages are counted up to so many at a time, so that the lock is held for a microsecond or two.
 const LONGEST_COUNT: PageCount = PageCount(1 << 16);
@@ -20,6 +20,8 @@ pub(crate) struct Span {
     /// The state of the first page. Of a run, the others are its tail; or the first itself is a tail, when the run
     /// came to reach that far after the pages before were seen.
     pub(crate) state: PageState,
+    /// The component that holds the pages.
+    pub(crate) owner: ComponentIndex,
 }
 
 /// The spans of a heap, upward: each page is in exactly one.
@@ -56,14 +58,18 @@ impl<G: Geometry> Heap<G> {
                 let mut bin = self.bin(tag);
                 if table.tag(first) == tag {
                     let state = table.divided(&mut bin, first).state();
-                    return Span { first, pages: PageCount(1), state };
+                    return Span { first, pages: PageCount(1), state, owner: self.component_of(tag) };
                 }
                 continue;
             }
             let runs = self.runs();
             let Some(state) = table.undivided_state(&runs, first) else { continue };
+            let mut owner = ComponentIndex::NONE;
             let pages = match state {
-                PageState::MultiHead { run } => run,
+                PageState::MultiHead { run } => {
+                    owner = table.owner(&runs, first);
+                    run
+                }
                 PageState::Free => {
                     let added = runs.free_from(first, LONGEST_COUNT);
                     // Pages from the frontier on are all free.
@@ -76,7 +82,7 @@ impl<G: Geometry> Heap<G> {
                 }
                 _ => PageCount(1),
             };
-            return Span { first, pages, state };
+            return Span { first, pages, state, owner };
         }
     }
 }

@@ -178,7 +178,7 @@ impl fmt::Display for Count {
 }
 
 /// Bytes for people to read, always ten characters wide: `1023   B`, `1.0 KiB`, `12.3 GiB`.
-struct Bytes(usize);
+pub(crate) struct Bytes(pub(crate) usize);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -196,15 +196,17 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::PageIndex;
+    use crate::units::{ComponentIndex, PageIndex};
     use std::string::ToString;
 
     #[test]
     fn a_tail_that_is_seen_apart_from_its_head_is_no_run_of_its_own() {
         let mut summary = Summary::of_pages(4096);
         let run = PageCount(2);
-        summary.add(&Span { first: PageIndex(5), pages: run, state: PageState::MultiHead { run } });
-        summary.add(&Span { first: PageIndex(7), pages: PageCount(1), state: PageState::MultiTail });
+        let owner = ComponentIndex::NONE;
+        summary.add(&Span { first: PageIndex(5), pages: run, state: PageState::MultiHead { run }, owner });
+        let state = PageState::MultiTail;
+        summary.add(&Span { first: PageIndex(7), pages: PageCount(1), state, owner });
         assert_eq!((summary.multi_pages, summary.live_runs), (PageCount(3), 1));
         assert_eq!(summary.live_bytes, 3 * 4096);
     }

@@ -9,15 +9,17 @@
 //! makes the real cache. It ends on [`GONE`], which looks the same but is never replaced: what a thread frees or
 //! allocates after its cache was flushed goes to the heap directly.
 
+use crate::component::Family;
 use crate::decay;
 use crate::heap::Heap;
+use crate::ledger::MOST_COMPONENTS;
 use crate::lock::Lock;
 use crate::metadata;
 use crate::page_table::Tag;
 use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
 use crate::sys;
 use crate::tls;
-use crate::units::{ClassIndex, ShardIndex};
+use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
 use core::cell::Cell;
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -83,6 +85,8 @@ pub(crate) struct ThreadCache {
     /// Neighbours in the registry, which guards them.
     next: Cell<*const ThreadCache>,
     previous: Cell<*const ThreadCache>,
+    /// The thread's caches for components; null until it enters one.
+    pub(crate) family: Cell<*const Family>,
 }
 
 /// A static cache that serves nothing.
@@ -108,6 +112,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     held_then: [const { Cell::new(0) }; CLASS_COUNT],
     next: Cell::new(ptr::null()),
     previous: Cell::new(ptr::null()),
+    family: Cell::new(ptr::null()),
 });
 
 /// The cache of a thread that has none yet.
@@ -144,6 +149,7 @@ impl Registry {
             }
         }
         if let Some(ShardIndex(shard)) = of_freed
+            && (shard as usize) < SHARDS
             && self.of_shard[shard as usize] <= self.of_shard[least] + 1
         {
             least = shard as usize;
@@ -279,6 +285,17 @@ impl Stacks {
         true
     }
 
+    /// Gives every block back to its page.
+    fn flush(&self, heap: &Heap<BuildGeometry>) {
+        for class in classes() {
+            let (slots, used) = self.slots(class);
+            heap.put_all(class, &mut slots[..used]);
+            if used > 0 {
+                self.set_used(class, 0);
+            }
+        }
+    }
+
     /// Gives the words of a class back, whatever is in them.
     fn drop_words(&self, class: ClassIndex) {
         let words = &self.words[class.get()];
@@ -352,7 +369,7 @@ impl ThreadCache {
         Some(Tag::from_bits(unsafe { (*self.tags.add(page)).load(Relaxed) }))
     }
 
-    fn is_sentinel(&self) -> bool {
+    pub(crate) fn is_sentinel(&self) -> bool {
         self.tags.is_null()
     }
 
@@ -419,7 +436,7 @@ impl ThreadCache {
 
     /// Gives back what others have called for since the last slow path, or what was not used for a whole period.
     #[inline]
-    fn give_up_blocks(&self, heap: &Heap<BuildGeometry>) {
+    pub(crate) fn give_up_blocks(&self, heap: &Heap<BuildGeometry>) {
         if self.calls.get() != CALLS.load(Relaxed) {
             self.calls.set(CALLS.load(Relaxed));
             self.flush(heap);
@@ -447,17 +464,20 @@ impl ThreadCache {
         }
     }
 
+    /// The component that the cache serves.
+    pub(crate) fn component(&self) -> ComponentIndex {
+        self.shard.component()
+    }
+
     /// Gives every block back to its page.
-    fn flush(&self, heap: &Heap<BuildGeometry>) {
-        for stacks in [&self.local, &self.remote] {
-            for class in classes() {
-                let (slots, used) = stacks.slots(class);
-                heap.put_all(class, &mut slots[..used]);
-                if used > 0 {
-                    stacks.set_used(class, 0);
-                }
-            }
-        }
+    pub(crate) fn flush(&self, heap: &Heap<BuildGeometry>) {
+        self.local.flush(heap);
+        self.remote.flush(heap);
+    }
+
+    /// Gives every block of another shard back to its page.
+    pub(crate) fn flush_remote(&self, heap: &Heap<BuildGeometry>) {
+        self.remote.flush(heap);
     }
 }
 
@@ -483,37 +503,11 @@ pub(crate) fn current_or_made<'a>(
 fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) -> Option<&'a ThreadCache> {
     let key = exit_key()?;
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
-    let table = heap.table();
     let mut registry = REGISTRY.lock();
     let shard = registry.join(of_freed);
     heap.use_shard(shard);
-    // SAFETY: the piece is long enough and aligned, as it is larger than the alignment; the registry is locked.
-    let cache = unsafe {
-        piece.write(ThreadCache {
-            base: table.base(),
-            pages: table.capacity().get(),
-            tags: table.tags(),
-            expected: core::array::from_fn(|class| match class {
-                0 => Tag::NONE,
-                class => Tag::new(shard, ClassIndex(class as u8)),
-            }),
-            shard_bits: Tag::new(shard, ClassIndex::NONE).bits(),
-            local: Stacks::NONE,
-            remote: Stacks::NONE,
-            shard,
-            slot_bytes: Cell::new(0),
-            calls: Cell::new(CALLS.load(Relaxed)),
-            passes: Cell::new(decay::passes()),
-            held_then: [const { Cell::new(0) }; CLASS_COUNT],
-            next: Cell::new(registry.first),
-            previous: Cell::new(ptr::null()),
-        });
-        if let Some(first) = registry.first.as_ref() {
-            first.previous.set(piece.as_ptr());
-        }
-        piece.as_ref()
-    };
-    registry.first = cache;
+    // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
+    let cache = unsafe { registry.enlist(heap, piece, shard, 0) };
     drop(registry);
     // The cache is in place before the key is set: that may allocate.
     tls::set(cache);
@@ -527,12 +521,57 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
     Some(cache)
 }
 
-/// Gives back all blocks of the calling thread's cache, and calls for those of all others.
+impl Registry {
+    /// Makes `piece` a cache that serves `shard`, with slots for [`CACHE_BYTES`] less `withheld` bytes of blocks.
+    ///
+    /// # Safety
+    /// The piece is zeroed, long enough and aligned, and becomes the calling thread's cache.
+    unsafe fn enlist<'a>(
+        &mut self,
+        heap: &Heap<BuildGeometry>,
+        piece: NonNull<ThreadCache>,
+        shard: ShardIndex,
+        withheld: usize,
+    ) -> &'a ThreadCache {
+        let table = heap.table();
+        // SAFETY: as the caller says; who has the registry has the caches' links.
+        let cache = unsafe {
+            piece.write(ThreadCache {
+                base: table.base(),
+                pages: table.capacity().get(),
+                tags: table.tags(),
+                expected: core::array::from_fn(|class| match class {
+                    0 => Tag::NONE,
+                    class => Tag::new(shard, ClassIndex(class as u8)),
+                }),
+                shard_bits: Tag::new(shard, ClassIndex::NONE).bits(),
+                local: Stacks::NONE,
+                remote: Stacks::NONE,
+                shard,
+                slot_bytes: Cell::new(withheld),
+                calls: Cell::new(CALLS.load(Relaxed)),
+                passes: Cell::new(decay::passes()),
+                held_then: [const { Cell::new(0) }; CLASS_COUNT],
+                next: Cell::new(self.first),
+                previous: Cell::new(ptr::null()),
+                family: Cell::new(ptr::null()),
+            });
+            if let Some(first) = self.first.as_ref() {
+                first.previous.set(piece.as_ptr());
+            }
+            piece.as_ref()
+        };
+        self.first = cache;
+        cache
+    }
+}
+
+/// Gives back all blocks of the calling thread's caches, and calls for those of all others.
 pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
     CALLS.fetch_add(1, Relaxed);
     let cache = current();
     if !cache.is_sentinel() {
-        cache.give_up_blocks(heap);
+        Family::caches_of(cache, |cache| cache.give_up_blocks(heap));
     }
 }
 
@@ -551,13 +590,27 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
     // SAFETY: the key's value is the cache that this thread made.
     let cache = unsafe { &*cache.cast::<ThreadCache>() };
     tls::set(&raw const GONE.0);
+    // SAFETY: nothing leads to the thread's caches any more, but one to the other.
+    unsafe {
+        Family::retire(cache.family.get(), heap);
+        retire(cache, heap);
+    }
+}
+
+/// Flushes and frees a cache.
+///
+/// # Safety
+/// It is the calling thread's, and nothing leads to it any more but the registry.
+pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
     cache.flush(heap);
     for stacks in [&cache.local, &cache.remote] {
         classes().for_each(|class| stacks.drop_words(class));
     }
     {
         let mut registry = REGISTRY.lock();
-        registry.of_shard[cache.shard.0 as usize] -= 1;
+        if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
+            *threads -= 1;
+        }
         // SAFETY: neighbours in the registry are alive while it is locked.
         unsafe {
             match cache.previous.get().as_ref() {
@@ -571,6 +624,18 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
     }
     // SAFETY: the cache was allocated with this size; nothing leads to it any more.
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };
+}
+
+/// One more cache for the calling thread, which serves `shard`, with slots for `slot_bytes` bytes of blocks beyond the
+/// first few of each class; `None` without memory for it.
+pub(crate) fn make_another<'a>(
+    heap: &Heap<BuildGeometry>,
+    shard: ShardIndex,
+    slot_bytes: usize,
+) -> Option<&'a ThreadCache> {
+    let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
+    // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
+    Some(unsafe { REGISTRY.lock().enlist(heap, piece, shard, CACHE_BYTES - slot_bytes) })
 }
 
 /// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile.
@@ -596,12 +661,33 @@ pub(crate) unsafe fn forget_other_threads() {
     let registry = unsafe { REGISTRY.leaked() };
     registry.first = ptr::null();
     registry.of_shard = [0; SHARDS];
-    let cache = current();
-    if !cache.is_sentinel() {
-        registry.first = cache;
-        registry.of_shard[cache.shard.0 as usize] = 1;
-        cache.next.set(ptr::null());
+    let current = current();
+    if current.is_sentinel() {
+        return;
+    }
+    Family::caches_of(current, |cache| {
+        cache.next.set(registry.first);
         cache.previous.set(ptr::null());
+        // SAFETY: what is in the registry by now is a cache of this thread.
+        if let Some(next) = unsafe { registry.first.as_ref() } {
+            next.previous.set(cache);
+        }
+        registry.first = cache;
+        if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
+            *threads = 1;
+        }
+    });
+}
+
+/// Counts the bytes of blocks that wait in the caches of each component. Threads at work may change it meanwhile.
+pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
+    let registry = REGISTRY.lock();
+    let mut next = registry.first;
+    // SAFETY: caches in the registry are alive while it is locked.
+    while let Some(cache) = unsafe { next.as_ref() } {
+        let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
+        bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
+        next = cache.next.get();
     }
 }
 
@@ -612,7 +698,7 @@ pub(crate) fn totals() -> CacheTotals {
     let mut next = registry.first;
     // SAFETY: caches in the registry are alive while it is locked.
     while let Some(cache) = unsafe { next.as_ref() } {
-        totals.threads += 1;
+        totals.threads += usize::from((cache.shard.0 as usize) < SHARDS);
         for class in classes() {
             let blocks = cache.local.held(class) + cache.remote.held(class);
             totals.blocks += blocks;

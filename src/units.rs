@@ -70,3 +70,12 @@ impl ClassIndex {
 /// Index of a shard: one of the groups of pages that threads are spread over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ShardIndex(pub u8);
+
+/// Index of a component of the program, from 1. Index 0 is none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct ComponentIndex(pub u8);
+
+impl ComponentIndex {
+    /// No component.
+    pub const NONE: ComponentIndex = ComponentIndex(0);
+}

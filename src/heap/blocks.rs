@@ -4,7 +4,7 @@ use super::Heap;
 use crate::fault;
 use crate::page_table::{Bin, Misuse, PageState, Tag};
 use crate::size_class::Geometry;
-use crate::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
+use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::ptr;
 
 impl<G: Geometry> Heap<G> {
@@ -27,8 +27,11 @@ impl<G: Geometry> Heap<G> {
     /// asked for rather than begin a page while there are some, none if no page is to be had.
     pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize]) -> usize {
         let mut bin = self.bin(tag);
+        let granted = self.charge_blocks(tag, slots.len());
+        let unused = slots.len() - granted;
+        let slots = &mut slots[unused..];
         let mut taken = 0;
-        while taken < slots.len() {
+        while taken < granted {
             let page = match bin.fullest() {
                 Some(page) => page,
                 None if taken > 0 => break,
@@ -42,13 +45,18 @@ impl<G: Geometry> Heap<G> {
             taken += divided.take(&mut slots[..unfilled]);
             divided.settle();
         }
+        self.credit_blocks(tag, granted - taken);
+        self.settle_account(self.component_of(tag));
         taken
     }
 
-    /// Moves a page that another shard can spare to `bin`. The blocks that a thread has left behind, or handed to
+    /// Moves a page that another shard of threads can spare to `bin`, unless that is a component's. The blocks that a thread has left behind, or handed to
     /// others, are used up before memory is.
     fn adopt(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
         let shards = self.shards_in_use();
+        if self.component_of(tag) != ComponentIndex::NONE {
+            return None;
+        }
         (1..shards).find_map(|distance| {
             let shard = (tag.shard().0 as usize + distance) % shards;
             // Out of order, so only if nobody has it.
@@ -83,6 +91,7 @@ impl<G: Geometry> Heap<G> {
     /// Returns how many were put.
     fn put_shard(&self, tag: Tag, blocks: &mut [usize]) -> usize {
         let mut bin = self.bin(tag);
+        let keeps_last_page = self.keeps_last_page && self.component_of(tag) == ComponentIndex::NONE;
         let (mut at, mut others) = (0, blocks.len());
         while at < others {
             let Some(page) = self.table.page_of(blocks[at]).filter(|&page| self.table.tag(page) == tag)
@@ -96,6 +105,7 @@ impl<G: Geometry> Heap<G> {
                 Ok(put) => at += put,
                 Err((put, misuse)) => {
                     let state = divided.state();
+                    self.credit_blocks(tag, at + put);
                     // Open, as somebody may handle the signal.
                     drop(bin);
                     fault::misuse(misuse, blocks[at + put], Some(state));
@@ -103,10 +113,11 @@ impl<G: Geometry> Heap<G> {
             }
             let live = divided.live();
             divided.settle();
-            if live == 0 && !(self.keeps_last_page && bin.pages() == 1) {
+            if live == 0 && !(keeps_last_page && bin.pages() == 1) {
                 self.table.release_divided(&mut self.runs(), &mut bin, page);
             }
         }
+        self.credit_blocks(tag, others);
         others
     }
 

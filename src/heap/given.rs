@@ -157,7 +157,7 @@ unsafe fn heap_over(
         tables.cast::<u8>().write_bytes(0, bytes);
         let arena = Arena::given(arena.cast(), pages.bytes(geometry.page_shift()));
         let tables = Mapping { start: tables.cast(), bytes, given: true };
-        Heap::assemble(geometry, pages, SHARDS, false, arena, tables)
+        Heap::assemble(geometry, pages, SHARDS, arena, tables)
     };
     let mut runs = heap.runs();
     runs.grow(pages);

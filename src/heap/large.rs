@@ -13,7 +13,7 @@ use crate::page_table::{Mapping, Misuse};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::sys;
-use crate::units::{PageCount, PageIndex};
+use crate::units::{ComponentIndex, PageCount, PageIndex};
 use core::alloc::Layout;
 use core::ops::Range;
 use core::ptr;
@@ -72,9 +72,10 @@ impl<G: Geometry> Heap<G> {
         start.get() << shift..start.plus(count).get() << shift
     }
 
-    pub(crate) fn alloc_run(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+    /// A run for `layout`, which `owner` is to hold.
+    pub(crate) fn alloc_run(&self, owner: ComponentIndex, layout: Layout, zeroed: bool) -> *mut u8 {
         let shift = self.geometry().page_shift();
-        let Some((runs, start, count)) = self.claim_run(layout) else { return ptr::null_mut() };
+        let Some((runs, start, count)) = self.claim_run(owner, layout) else { return ptr::null_mut() };
         let dirty = runs.dirty_within(start, count);
         let is_fresh = dirty.is_none_or(|(_, pages)| pages.0 < count.0 / 2);
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
@@ -96,11 +97,15 @@ impl<G: Geometry> Heap<G> {
         self.pointer(address)
     }
 
-    /// Claims a run for `layout`, and returns it with the lock it is under.
-    fn claim_run(&self, layout: Layout) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
+    /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under.
+    fn claim_run(
+        &self,
+        owner: ComponentIndex,
+        layout: Layout,
+    ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
         let mut runs = self.runs();
-        if !self.may_use(&runs, count) {
+        if !self.may_use(&runs, count) || !self.charge_pages(owner, count) {
             return None;
         }
         let at_huge_page = if layout.size() >= LARGE && self.arena.has_huge_pages() {
@@ -108,11 +113,14 @@ impl<G: Geometry> Heap<G> {
         } else {
             None
         };
-        let start = match at_huge_page {
-            Some(start) => start,
-            None => self.find_aligned(&mut runs, count, layout.align())?,
+        let found = at_huge_page.or_else(|| self.find_aligned(&mut runs, count, layout.align()));
+        let Some(start) = found else {
+            self.credit_pages(owner, count);
+            return None;
         };
+        self.settle_account(owner);
         self.table.claim_multi(&mut runs, start, count);
+        self.table.set_owner(&mut runs, start, owner);
         self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
         Some((runs, start, count))
     }
@@ -184,10 +192,15 @@ impl<G: Geometry> Heap<G> {
             runs = self.expect_run(self.table.address_of(head), None).0;
             self.table.set_mapping(&mut runs, head, Mapping::Usual);
         }
-        self.table.release_multi(&mut runs, head, count);
+        self.release_run(&mut runs, head, count);
         if mapping == Mapping::Moved {
             runs.clean(head, count);
         }
+    }
+
+    fn release_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
+        self.credit_pages(self.table.owner(runs, head), count);
+        self.table.release_multi(runs, head, count);
     }
 
     /// Makes the run at `address` long enough for `new`, and no longer: where it stands, or by moving its memory to
@@ -209,9 +222,18 @@ impl<G: Geometry> Heap<G> {
         let more = PageCount(new_count.0 - count.0);
         let free = runs.free_from(head.plus(count), more);
         let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
-        self.may_use(runs, more)
-            && (free == more || (up_to_frontier && self.commit(runs, PageCount(more.0 - free.0))))
-            && self.table.resize_multi(runs, head, count, new_count)
+        let owner = self.table.owner(runs, head);
+        if !self.may_use(runs, more) || !self.charge_pages(owner, more) {
+            return false;
+        }
+        let grown = (free == more || (up_to_frontier && self.commit(runs, PageCount(more.0 - free.0))))
+            && self.table.resize_multi(runs, head, count, new_count);
+        if grown {
+            self.settle_account(owner);
+        } else {
+            self.credit_pages(owner, more);
+        }
+        grown
     }
 
     fn shrink_run<'h>(
@@ -230,6 +252,7 @@ impl<G: Geometry> Heap<G> {
             usable
         };
         self.table.resize_multi(&mut runs, head, count, new_count);
+        self.credit_pages(self.table.owner(&runs, head), tail_count);
         if !usable {
             // A run of its own, and nobody's.
             self.table.claim_multi(&mut runs, tail, tail_count);
@@ -245,7 +268,8 @@ impl<G: Geometry> Heap<G> {
         if bytes < REMAPPED || !self.has_whole_os_pages() || !self.count_apart() {
             return None;
         }
-        let Some((runs, start, new_count)) = self.claim_run(new) else {
+        let owner = self.table.owner(&self.runs(), head);
+        let Some((runs, start, new_count)) = self.claim_run(owner, new) else {
             self.mapped_apart.fetch_sub(1, Relaxed);
             return None;
         };
@@ -262,7 +286,7 @@ impl<G: Geometry> Heap<G> {
         // What is left of the old run has no memory.
         let mapping = self.table.mapping(&runs, head);
         if mapping == Mapping::Usual {
-            self.table.release_multi(&mut runs, head, count);
+            self.release_run(&mut runs, head, count);
             runs.clean(head, count);
         } else {
             self.table.set_mapping(&mut runs, head, Mapping::Moved);

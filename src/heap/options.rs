@@ -79,7 +79,7 @@ impl HeapOptions {
         if pages == 0 || !self.capacity.is_multiple_of(self.page_size) || pages >= u32::MAX as usize {
             return Err(HeapError::Capacity);
         }
-        Heap::with_geometry(geometry, PageCount(pages as u32), 1, false, true).ok_or(HeapError::Refused)
+        Heap::with_geometry(geometry, PageCount(pages as u32), 1, None, false, true).ok_or(HeapError::Refused)
     }
 }
 

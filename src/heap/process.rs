@@ -1,12 +1,16 @@
 //! What only the heap of the process has: a size of its own choice, shards that come into use, and forks.
 
 use super::Heap;
+use crate::ledger::Ledger;
 use crate::options::Options;
-use crate::size_class::{BuildGeometry, built};
+use crate::size_class::{BuildGeometry, Geometry as _, built};
 use crate::sys;
 use crate::units::{PageCount, ShardIndex};
 use core::mem;
 use core::sync::atomic::Ordering;
+
+/// The accounts of the components of the program.
+pub(crate) static LEDGER: Ledger = Ledger::new();
 
 /// The process heap reserves so many times the machine's memory: free runs may be scattered.
 const ARENA_TO_MEMORY: usize = 2;
@@ -23,7 +27,14 @@ impl Heap<BuildGeometry> {
         let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
         while bytes >= LEAST_RESERVATION {
             let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
-            let heap = Heap::with_geometry(BuildGeometry, pages, built::SHARDS, true, options.huge_pages);
+            let heap = Heap::with_geometry(
+                BuildGeometry,
+                pages,
+                built::SHARDS,
+                Some(&LEDGER),
+                true,
+                options.huge_pages,
+            );
             if let Some(mut heap) = heap {
                 heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
                 return Some(heap);
@@ -32,16 +43,24 @@ impl Heap<BuildGeometry> {
         }
         None
     }
+    /// Has no more memory backed by huge pages: with components, pages that are not full are many, and what is not used
+    /// of a huge page would be resident.
+    pub(crate) fn forgo_huge_pages(&self) {
+        let runs = self.runs();
+        self.arena.forgo_huge_pages(runs.frontier().get() << self.geometry().page_shift());
+    }
+
     /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.
     pub(crate) fn use_shard(&self, shard: ShardIndex) {
         self.shards_in_use.fetch_max(shard.0 as usize + 1, Ordering::Relaxed);
     }
 
-    /// Locks all bins, then the runs, until [`unlock_all`](Self::unlock_all).
+    /// Locks the ledger, all bins, then the runs, until [`unlock_all`](Self::unlock_all).
     ///
     /// The caller sees to it that no shard comes into use meanwhile. Bins of shards that are not in use are left out:
     /// nobody has them.
     pub(crate) fn lock_all(&self) {
+        mem::forget(self.ledger.map(Ledger::freeze));
         for tag in self.tags(self.shards_in_use()) {
             mem::forget(self.bin(tag));
         }
@@ -57,6 +76,7 @@ impl Heap<BuildGeometry> {
         unsafe {
             self.tags(self.shards_in_use()).for_each(|tag| self.locked_bin(tag).unlock_leaked());
             self.runs.unlock_leaked();
+            self.ledger.into_iter().for_each(|ledger| ledger.thaw());
         }
     }
 }
@@ -64,6 +84,7 @@ impl Heap<BuildGeometry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page_table::Tag;
 
     #[test]
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {
@@ -71,5 +92,27 @@ mod tests {
         assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
         assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
         heap.check().expect("a new heap is in order");
+    }
+    #[test]
+    fn an_account_that_differs_from_the_pages_is_seen() {
+        let ledger: &'static Ledger = std::boxed::Box::leak(std::boxed::Box::new(Ledger::new()));
+        let heap =
+            Heap::with_geometry(BuildGeometry, PageCount(64), built::SHARDS, Some(ledger), true, false)
+                .unwrap();
+        let component = ledger.find_or_open("of a test", |_| ()).unwrap();
+        let account = ledger.account(component).unwrap();
+        let layout = core::alloc::Layout::new::<[u8; 100]>();
+        let block = heap.alloc_block(Tag::new(component.shard(), BuildGeometry.class_of(layout)));
+        let run = heap.alloc_run(component, core::alloc::Layout::new::<[u8; 1 << 17]>(), false);
+        assert!(!block.is_null() && !run.is_null());
+        let room = heap.room_for(layout).unwrap();
+        assert_eq!(account.held(), room + (1 << 17));
+        heap.check().unwrap();
+        assert_eq!(account.take(1, 8), 1);
+        assert!(heap.check().is_err());
+        account.give_back(8);
+        // SAFETY: the block is live and has this layout.
+        unsafe { heap.dealloc(block, layout) };
+        assert_eq!((account.held(), heap.check().is_ok()), (1 << 17, true));
     }
 }

@@ -24,7 +24,7 @@ pub fn keeps_the_contract(allocator: impl Allocator + Copy) {
     for (size, align) in sizes.iter().flat_map(|&size| [1, 8, 64, PAGE].map(|align| (size, align))) {
         let layout = Layout::from_size_align(size, align).unwrap();
         let block = allocator.allocate(layout).unwrap();
-        assert!(block.len() >= size && block.cast::<u8>().addr().get() % align == 0);
+        assert!(block.len() >= size && block.cast::<u8>().addr().get().is_multiple_of(align));
         fill(block, 1);
         let most = Layout::from_size_align(block.len(), align).unwrap();
         // SAFETY: any size from that asked for to that shown fits the block.
@@ -40,7 +40,7 @@ pub fn keeps_the_contract(allocator: impl Allocator + Copy) {
             let new = Layout::from_size_align(new_size, new_align).unwrap();
             // SAFETY: the block is live, has the old layout, and the new one is not shorter.
             let grown = unsafe { allocator.grow_zeroed(block, old, new) }.unwrap();
-            assert!(grown.len() >= new_size && grown.cast::<u8>().addr().get() % new_align == 0);
+            assert!(grown.len() >= new_size && grown.cast::<u8>().addr().get().is_multiple_of(new_align));
             holds(grown.cast(), 0..old.size(), 2);
             holds(grown.cast(), old.size()..grown.len(), 0);
             fill(grown, 2);
@@ -50,7 +50,7 @@ pub fn keeps_the_contract(allocator: impl Allocator + Copy) {
             let new = Layout::from_size_align(new_size, new_align).unwrap();
             // SAFETY: the block is live, has the old layout, and the new one is not longer.
             let shrunk = unsafe { allocator.shrink(block, old, new) }.unwrap();
-            assert!(shrunk.cast::<u8>().addr().get() % new_align == 0);
+            assert!(shrunk.cast::<u8>().addr().get().is_multiple_of(new_align));
             holds(shrunk.cast(), 0..new_size, 2);
             (block, old) = (shrunk.cast(), new);
         }

@@ -1,0 +1,159 @@
+//! A thread's caches: the one it begins with, and one for each component that it has been in.
+
+use super::LEDGER;
+use crate::fault::NoWayBack;
+use crate::global;
+use crate::heap::Heap;
+use crate::ledger::{MOST_COMPONENTS, SoftLimitExceeded};
+use crate::metadata;
+use crate::size_class::BuildGeometry;
+use crate::thread_cache::{self, ThreadCache, current};
+use crate::tls;
+use crate::units::ComponentIndex;
+use core::alloc::Layout;
+use core::cell::Cell;
+use core::mem;
+use core::ptr::{self, NonNull};
+use static_assertions::const_assert;
+
+/// Bytes of blocks that a component's cache has slots for, beyond the first few of each class: there may be many
+/// such caches.
+const SLOT_BYTES: usize = 8 << 10;
+
+/// All caches of one thread. Each of them leads here.
+pub(crate) struct Family {
+    /// The cache that the thread has outside components.
+    main: *const ThreadCache,
+    /// By component, from the first one on; null where the thread has never been.
+    of_components: [Cell<*const ThreadCache>; MOST_COMPONENTS],
+}
+
+const_assert!(size_of::<Family>() <= metadata::MOST); // else raise that
+
+impl Family {
+    /// The family of `cache`, the calling thread's, made if it has none; `None` without memory for it.
+    fn of(cache: &ThreadCache) -> Option<&Family> {
+        // SAFETY: null, or the family, which lives as long as the cache.
+        if let Some(family) = unsafe { cache.family.get().as_ref() } {
+            return Some(family);
+        }
+        let piece = metadata::alloc(size_of::<Family>())?.cast::<Family>();
+        // SAFETY: the piece is long enough and aligned, as it is larger than the alignment. Zeros are null pointers.
+        let family = unsafe {
+            (&raw mut (*piece.as_ptr()).main).write(cache);
+            piece.as_ref()
+        };
+        cache.family.set(family);
+        Some(family)
+    }
+
+    /// The cache for a component, made if there is none yet; `None` without memory for it.
+    fn cache(&self, heap: &Heap<BuildGeometry>, component: ComponentIndex) -> Option<&ThreadCache> {
+        let place = &self.of_components[component.0 as usize - 1];
+        // SAFETY: null, or a cache that lives as long as the family.
+        if let Some(cache) = unsafe { place.get().as_ref() } {
+            return Some(cache);
+        }
+        let cache = thread_cache::make_another(heap, component.shard(), SLOT_BYTES)?;
+        cache.family.set(self);
+        place.set(cache);
+        Some(cache)
+    }
+
+    /// Calls `each` with all caches of the calling thread, of which `cache` is one and no sentinel.
+    pub(crate) fn caches_of(cache: &ThreadCache, mut each: impl FnMut(&ThreadCache)) {
+        // SAFETY: null, or the family of the cache, whose caches live as long as it.
+        unsafe {
+            match cache.family.get().as_ref() {
+                None => each(cache),
+                Some(family) => {
+                    each(&*family.main);
+                    family.of_components.iter().filter_map(|place| place.get().as_ref()).for_each(each);
+                }
+            }
+        }
+    }
+
+    /// Flushes and frees all caches of a family but the main one, and the family, if there is one.
+    ///
+    /// # Safety
+    /// It is null or the calling thread's, and none of these caches is in use.
+    pub(crate) unsafe fn retire(family: *const Family, heap: &Heap<BuildGeometry>) {
+        let Some(piece) = NonNull::new(family.cast_mut()) else { return };
+        // SAFETY: as the caller says; the piece was allocated with this size.
+        unsafe {
+            for place in &piece.as_ref().of_components {
+                if let Some(cache) = place.get().as_ref() {
+                    thread_cache::retire(cache, heap);
+                }
+            }
+            metadata::free(piece.cast(), size_of::<Family>());
+        }
+    }
+}
+
+/// Gives the calling thread its cache for `component`, and returns the one that it had; null if it keeps that.
+pub(super) fn switch_to(component: ComponentIndex) -> *const ThreadCache {
+    let switched = || {
+        let heap = global::heap()?;
+        let outer = thread_cache::current_or_made(heap, None)?;
+        tls::set(Family::of(outer)?.cache(heap, component)?);
+        Some(ptr::from_ref(outer))
+    };
+    switched().unwrap_or(ptr::null())
+}
+
+/// Gives the calling thread the cache back that it had before [`switch_to`].
+///
+/// # Safety
+/// `outer` is what that returned, to this thread.
+pub(super) unsafe fn switch_back(outer: *const ThreadCache) {
+    // A thread that has come to its end has no cache any more.
+    if !outer.is_null() && !current().is_sentinel() {
+        tls::set(outer);
+    }
+}
+
+/// The component that the calling thread is in.
+fn current_component() -> ComponentIndex {
+    current().component()
+}
+
+/// A run for `layout`, of the component that the calling thread is in, within its limits.
+pub(crate) fn run_within_limits(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
+    within_limits(heap, || heap.alloc_run(current_component(), layout, zeroed))
+}
+
+/// Does `alloc`, once more if it is refused after all that waits in this thread's caches is back in its pages; then
+/// tells the listener if the component exceeds its soft limit. Outside components, does `alloc`.
+pub(crate) fn within_limits(heap: &Heap<BuildGeometry>, alloc: impl Fn() -> *mut u8) -> *mut u8 {
+    let component = current_component();
+    let Some(account) = LEDGER.account(component) else { return alloc() };
+    let mut block = alloc();
+    if block.is_null() {
+        current().flush(heap);
+        Family::caches_of(current(), |cache| cache.flush_remote(heap));
+        block = alloc();
+    }
+    account.tell(|listener| {
+        let told = SoftLimitExceeded {
+            name: LEDGER.name(component),
+            held_bytes: account.held(),
+            soft_limit: account.soft_limit(),
+        };
+        let no_way_back = NoWayBack;
+        outside(|| listener(&told));
+        mem::forget(no_way_back);
+    });
+    block
+}
+
+/// Does `work` outside all components. The calling thread is in one.
+fn outside(work: impl FnOnce()) {
+    let inside = current();
+    // SAFETY: who is in a component has a family.
+    tls::set(unsafe { (*inside.family.get()).main });
+    work();
+    // SAFETY: this thread's cache from before.
+    unsafe { switch_back(inside) };
+}

@@ -1,0 +1,334 @@
+//! What each component of the program holds of a heap, and how much it may.
+//!
+//! An account counts bytes in blocks and runs that were taken from pages and not put back: what the program holds, and
+//! what waits in thread caches. Only who takes a batch from pages, or puts one back, writes to it, so a block that is
+//! allocated and freed through a thread's cache costs nothing here. An account changes while the bin, or the runs,
+//! that the blocks come from are locked: who has locked all sees sums that agree with the page table.
+
+use crate::lock::{Guard, Lock};
+use crate::size_class::built::SHARDS;
+use crate::units::{ComponentIndex, ShardIndex};
+use core::mem;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+
+/// Components there can be: each has a shard of pages to itself, beyond those of the threads.
+pub(crate) const MOST_COMPONENTS: usize = u8::MAX as usize + 1 - SHARDS;
+
+/// What is called when a component exceeds its soft limit.
+pub type SoftLimitListener = fn(&SoftLimitExceeded);
+
+/// The state of a component whose soft limit was exceeded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SoftLimitExceeded {
+    /// The component's name.
+    pub name: &'static str,
+    /// Bytes that it holds.
+    pub held_bytes: usize,
+    /// The limit that it exceeded.
+    pub soft_limit: usize,
+}
+
+/// Bytes that are not to be exceeded, in complement: no limit is zero, so that accounts nobody uses take no room in
+/// the program's file.
+#[derive(Debug)]
+struct Limit(AtomicUsize);
+
+impl Limit {
+    #[allow(clippy::declare_interior_mutable_const)] // copied into each account
+    const NONE: Limit = Limit(AtomicUsize::new(0));
+
+    /// The limit; `usize::MAX` if there is none.
+    fn get(&self) -> usize {
+        !self.0.load(Relaxed)
+    }
+
+    fn set(&self, bytes: usize) {
+        self.0.store(!bytes, Relaxed);
+    }
+}
+
+const WITHIN: u8 = 0;
+const EXCEEDED: u8 = 1;
+const TOLD: u8 = 2;
+
+/// What one component holds, and may hold, in bytes.
+#[derive(Debug)]
+#[repr(align(64))] // components do not slow each other down
+pub(crate) struct Account {
+    held: AtomicUsize,
+    peak: AtomicUsize,
+    limit: Limit,
+    soft_limit: Limit,
+    /// Times that the limit made a batch smaller, or an allocation fail.
+    refusals: AtomicUsize,
+    /// [`WITHIN`] the soft limit; or it is [`EXCEEDED`], and nobody has been told; or somebody was [`TOLD`].
+    state: AtomicU8,
+    /// Somebody is being told.
+    telling: AtomicBool,
+    /// Whom to tell: null, or a `SoftLimitListener`.
+    listener: AtomicPtr<()>,
+}
+
+impl Account {
+    const fn new() -> Account {
+        Account {
+            held: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            limit: Limit::NONE,
+            soft_limit: Limit::NONE,
+            refusals: AtomicUsize::new(0),
+            state: AtomicU8::new(WITHIN),
+            telling: AtomicBool::new(false),
+            listener: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Takes `count` pieces of `bytes` bytes, or as many of them as the limit leaves. Returns how many. What of them is
+    /// not used is given back, and then the account [settled](Self::settle).
+    pub(crate) fn take(&self, count: usize, bytes: usize) -> usize {
+        let limit = self.limit.get();
+        let granted = |held: usize| count.min(limit.saturating_sub(held) / bytes);
+        let taken = self.held.fetch_update(Relaxed, Relaxed, |held| Some(held + granted(held) * bytes));
+        let (Ok(before) | Err(before)) = taken;
+        if granted(before) < count {
+            self.refusals.fetch_add(1, Relaxed);
+        }
+        granted(before)
+    }
+
+    /// Notes what is held after something was taken.
+    pub(crate) fn settle(&self) {
+        let held = self.held();
+        if held > self.peak() {
+            self.peak.fetch_max(held, Relaxed);
+        }
+        if held > self.soft_limit() {
+            let _ = self.state.compare_exchange(WITHIN, EXCEEDED, Relaxed, Relaxed);
+        }
+    }
+
+    /// Gives `bytes` bytes back.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        let held = self.held.fetch_sub(bytes, Relaxed) - bytes;
+        if held <= self.soft_limit() && self.state.load(Relaxed) != WITHIN {
+            self.state.store(WITHIN, Relaxed);
+        }
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Relaxed)
+    }
+
+    /// Most bytes held at a time.
+    pub(crate) fn peak(&self) -> usize {
+        self.peak.load(Relaxed)
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.get()
+    }
+
+    pub(crate) fn set_limit(&self, bytes: usize) {
+        self.limit.set(bytes);
+    }
+
+    pub(crate) fn soft_limit(&self) -> usize {
+        self.soft_limit.get()
+    }
+
+    /// Has `listener` told when more than `bytes` bytes are held.
+    pub(crate) fn set_soft_limit(&self, bytes: usize, listener: SoftLimitListener) {
+        self.listener.store(listener as *mut (), SeqCst);
+        self.soft_limit.set(bytes);
+    }
+
+    pub(crate) fn refusals(&self) -> usize {
+        self.refusals.load(Relaxed)
+    }
+
+    /// Calls `tell` with the listener if the soft limit was exceeded and nobody was told, or is being told: not
+    /// twice at a time, and not by what a listener does.
+    pub(crate) fn tell(&self, tell: impl FnOnce(SoftLimitListener)) {
+        if self.state.load(Relaxed) != EXCEEDED || self.telling.swap(true, SeqCst) {
+            return;
+        }
+        let listener = self.listener.load(SeqCst);
+        let told = || self.state.compare_exchange(EXCEEDED, TOLD, Relaxed, Relaxed).is_ok();
+        if told() && !listener.is_null() {
+            // SAFETY: what is not null is a function of that type.
+            tell(unsafe { mem::transmute::<*mut (), SoftLimitListener>(listener) });
+            // What the listener did itself.
+            told();
+        }
+        self.telling.store(false, SeqCst);
+    }
+}
+
+type Names = [Option<&'static str>; MOST_COMPONENTS];
+
+/// The accounts of all components of a heap.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// Names of the components, in the order in which they were opened; beyond their number, nothing. Nobody opens one
+    /// while this is locked.
+    names: Lock<Names>,
+    opened: AtomicUsize,
+    accounts: [Account; MOST_COMPONENTS],
+}
+
+impl Ledger {
+    pub(crate) const fn new() -> Ledger {
+        Ledger {
+            names: Lock::new([None; MOST_COMPONENTS]),
+            opened: AtomicUsize::new(0),
+            accounts: [const { Account::new() }; MOST_COMPONENTS],
+        }
+    }
+
+    /// Keeps the number of components as it is.
+    pub(crate) fn freeze(&self) -> Guard<'_, Names> {
+        self.names.lock()
+    }
+
+    /// Opens what [`freeze`](Self::freeze) closed, if that guard was forgotten.
+    ///
+    /// # Safety
+    /// This thread, or in a child process the one that forked, forgot the guard.
+    pub(crate) unsafe fn thaw(&self) {
+        // SAFETY: the caller's lock; no reference to the names was kept.
+        unsafe { self.names.unlock_leaked() };
+    }
+
+    /// The component of that name, opened by `open` if there is none; `None` if there is no room for one more.
+    pub(crate) fn find_or_open(
+        &self,
+        name: &'static str,
+        open: impl FnOnce(&Account),
+    ) -> Option<ComponentIndex> {
+        let mut names = self.names.lock();
+        let opened = self.opened.load(Relaxed);
+        if let Some(at) = names[..opened].iter().position(|&known| known == Some(name)) {
+            return Some(ComponentIndex(at as u8 + 1));
+        }
+        *names.get_mut(opened)? = Some(name);
+        open(&self.accounts[opened]);
+        self.opened.store(opened + 1, Relaxed);
+        Some(ComponentIndex(opened as u8 + 1))
+    }
+
+    /// Components that were opened.
+    pub(crate) fn components(&self) -> impl DoubleEndedIterator<Item = ComponentIndex> + use<> {
+        (0..self.opened.load(Relaxed)).map(|at| ComponentIndex(at as u8 + 1))
+    }
+
+    pub(crate) fn name(&self, component: ComponentIndex) -> &'static str {
+        let names = self.names.lock();
+        component.0.checked_sub(1).and_then(|at| names[at as usize]).unwrap_or_default()
+    }
+
+    /// The account of a component; `None` for what belongs to no component.
+    #[inline]
+    pub(crate) fn account(&self, component: ComponentIndex) -> Option<&Account> {
+        self.accounts.get((component.0 as usize).checked_sub(1)?)
+    }
+}
+
+impl ComponentIndex {
+    /// The shard of the component's pages; for none, the first of the threads'.
+    #[inline]
+    pub(crate) fn shard(self) -> ShardIndex {
+        ShardIndex(if self == ComponentIndex::NONE { 0 } else { SHARDS as u8 - 1 + self.0 })
+    }
+}
+
+impl ShardIndex {
+    /// The component whose pages are in this shard of the process heap.
+    #[inline]
+    pub(crate) fn component(self) -> ComponentIndex {
+        ComponentIndex(self.0.saturating_sub(SHARDS as u8 - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_and_components_lead_to_each_other() {
+        for shard in 0..=u8::MAX {
+            let component = ShardIndex(shard).component();
+            assert_eq!(component == ComponentIndex::NONE, (shard as usize) < SHARDS);
+            if component != ComponentIndex::NONE {
+                assert_eq!(component.shard(), ShardIndex(shard));
+                assert!((component.0 as usize) <= MOST_COMPONENTS);
+            }
+        }
+    }
+
+    #[test]
+    fn an_account_grants_whole_pieces_up_to_its_limit() {
+        let account = Account::new();
+        account.set_limit(1000);
+        assert_eq!(account.take(3, 300), 3);
+        assert_eq!(account.take(2, 60), 1);
+        account.settle();
+        assert_eq!((account.held(), account.refusals(), account.peak()), (960, 1, 960));
+        assert_eq!(account.take(1, 41), 0);
+        account.give_back(900);
+        assert_eq!(account.take(1, 940), 1);
+        account.settle();
+        assert_eq!((account.held(), account.peak()), (1000, 1000));
+        account.set_limit(10);
+        assert_eq!(account.take(1, 1), 0);
+    }
+
+    #[test]
+    fn a_soft_limit_is_told_once_each_time_that_it_is_exceeded() {
+        let account = Account::new();
+        account.set_soft_limit(100, |_| ());
+        let told = || {
+            let mut told = 0;
+            // What a listener does is not told in turn.
+            account.tell(|_| {
+                account.give_back(account.held());
+                assert_eq!(account.take(1, 101), 1);
+                account.settle();
+                account.tell(|_| told += 100);
+                told += 1;
+            });
+            told
+        };
+        for (bytes, expected) in [(100, 0), (1, 1), (50, 0)] {
+            assert_eq!(account.take(1, bytes), 1);
+            account.settle();
+            assert_eq!(told(), expected, "after {bytes} more");
+        }
+        account.give_back(51);
+        // More than is used in the end does not count.
+        assert_eq!(account.take(2, 1), 2);
+        account.give_back(2);
+        account.settle();
+        assert_eq!(told(), 0);
+        assert_eq!(account.take(1, 1), 1);
+        account.settle();
+        assert_eq!((told(), told()), (1, 0));
+    }
+
+    #[test]
+    fn a_name_is_one_component_and_there_are_so_many() {
+        static NAMES: [&str; 4] = ["a", "b", "a", "c"];
+        let ledger = std::boxed::Box::new(Ledger::new());
+        let opened = NAMES.map(|name| ledger.find_or_open(name, |account| account.set_limit(5)).unwrap().0);
+        assert_eq!(opened, [1, 2, 1, 3]);
+        let names: std::vec::Vec<_> = ledger.components().map(|component| ledger.name(component)).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        for number in 3..MOST_COMPONENTS {
+            let name = std::format!("{number}").leak();
+            assert!(ledger.find_or_open(name, |_| ()).is_some());
+        }
+        assert_eq!(ledger.find_or_open("one more", |_| ()), None);
+        assert_eq!(ledger.find_or_open("b", |_| ()), Some(ComponentIndex(2)));
+    }
+}

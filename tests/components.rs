@@ -1,0 +1,471 @@
+//! Components: what is allocated inside them is theirs, wherever it is freed; limits are kept, and told.
+
+use page_memory_allocator::{Component, ComponentStats, PageAllocator, SoftLimitExceeded};
+use std::alloc::{GlobalAlloc as _, Layout};
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::future::Future;
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::process::exit;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::{mem, thread};
+
+#[path = "common/child.rs"]
+mod child;
+use child::{in_child, text};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+const MIB: usize = 1 << 20;
+
+/// Allocates blocks of one layout inside `component` until it refuses, but no more than `most`.
+fn fill(component: &Component, layout: Layout, most: usize) -> Vec<*mut u8> {
+    let mut blocks = Vec::with_capacity(most);
+    component.enter(|| {
+        while blocks.len() < most {
+            // SAFETY: the layout's size is not zero.
+            let block = unsafe { HEAP.alloc(layout) };
+            if block.is_null() {
+                break;
+            }
+            blocks.push(block);
+        }
+    });
+    blocks
+}
+
+fn free_all(blocks: Vec<*mut u8>, layout: Layout) {
+    for block in blocks {
+        // SAFETY: the block is live and was allocated with this layout.
+        unsafe { HEAP.dealloc(block, layout) };
+    }
+}
+
+/// Does `work` in a thread of its own, whose caches are flushed when it is done.
+fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+#[test]
+fn blocks_and_runs_belong_to_where_they_were_allocated() {
+    static INSIDE: Component = Component::new("belonging");
+    let layouts = [1, 64, 100, 5000, 32768, 40_000, 300_000].map(|size| Layout::array::<u8>(size).unwrap());
+    let held = in_thread(|| {
+        for layout in layouts {
+            let blocks = fill(&INSIDE, layout, 20);
+            let stats = INSIDE.stats();
+            assert!(stats.held_bytes >= 20 * layout.size(), "{stats} after {layout:?}");
+            // Outside, by another thread: they go home.
+            let addresses: Vec<usize> = blocks.iter().map(|block| block.expose_provenance()).collect();
+            in_thread(move || {
+                for address in addresses {
+                    // SAFETY: the block is live and was allocated with this layout.
+                    unsafe { HEAP.dealloc(std::ptr::with_exposed_provenance_mut(address), layout) };
+                }
+            });
+            HEAP.check().unwrap();
+        }
+        INSIDE.held_bytes()
+    });
+    // What was left waited in the thread's cache.
+    assert!(held <= MIB / 2, "{held}");
+    let stats = INSIDE.stats();
+    assert_eq!((stats.held_bytes, stats.cached_bytes, stats.live_bytes), (0, 0, 0), "{stats}");
+    assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (0, 0), "{stats}");
+    assert!(stats.peak_bytes >= 20 * 300_000, "{stats}");
+}
+
+#[test]
+fn nothing_outside_is_counted() {
+    static QUIET: Component = Component::new("quiet");
+    in_thread(|| {
+        QUIET.enter(|| ());
+        let numbers: Vec<Vec<u64>> = (1..200).map(|len| vec![7; len]).collect();
+        assert_eq!(QUIET.held_bytes(), 0);
+        // Neither when the component frees it.
+        QUIET.enter(|| drop(numbers));
+        assert_eq!(QUIET.held_bytes(), 0);
+    });
+    HEAP.check().unwrap();
+}
+
+#[test]
+fn pages_are_not_shared_with_components() {
+    static APART: Component = Component::new("apart");
+    let layout = Layout::new::<[u8; 3000]>();
+    let page = |block: &*mut u8| block.addr() >> 16;
+    in_thread(|| {
+        let mut blocks = fill(&APART, layout, 1000);
+        // Most pages of the component have room; another thread looks for some.
+        let going = blocks.split_off(100);
+        let kept: HashSet<usize> = blocks.iter().map(page).collect();
+        free_all(going, layout);
+        let others = in_thread(|| {
+            // SAFETY: the layout's size is not zero.
+            let others: Vec<*mut u8> = (0..2000).map(|_| unsafe { HEAP.alloc(layout) }).collect();
+            let pages: HashSet<usize> = others.iter().map(page).collect();
+            free_all(others, layout);
+            pages
+        });
+        assert!(kept.is_disjoint(&others));
+        // Nor does a component take pages of threads.
+        let blocks_of_another = fill(&Component::new("apart too"), layout, 500);
+        let pages: HashSet<usize> = blocks_of_another.iter().map(page).collect();
+        assert!(pages.is_disjoint(&kept));
+        free_all(blocks_of_another, layout);
+        free_all(blocks, layout);
+    });
+    HEAP.check().unwrap();
+}
+
+#[test]
+fn a_limit_is_kept_to_the_last_block() {
+    static LIMITED: Component = Component::new("limited").limit(MIB);
+    in_thread(|| {
+        for size in [8, 64, 100, 1000, 4096, 20_000, 65_536, 200_000] {
+            let layout = Layout::array::<u8>(size).unwrap();
+            let room = HEAP.room_for(layout).unwrap();
+            let refusals = LIMITED.stats().refusals;
+            let blocks = fill(&LIMITED, layout, MIB);
+            // What waits in the thread's cache from the round before is given back before anything is refused.
+            assert_eq!(blocks.len(), MIB / room, "blocks of {size}");
+            let stats = LIMITED.stats();
+            assert!(stats.held_bytes <= MIB && stats.live_bytes == blocks.len() * room, "{stats}");
+            assert!(stats.refusals > refusals);
+            HEAP.check().unwrap();
+            // Outside it does not matter.
+            // SAFETY: the layout's size is not zero; the block has this layout.
+            unsafe {
+                let block = HEAP.alloc(layout);
+                assert!(!block.is_null());
+                HEAP.dealloc(block, layout);
+            }
+            free_all(blocks, layout);
+        }
+    });
+}
+
+#[test]
+fn collections_are_told_of_a_limit() {
+    static SMALL: Component = Component::new("small").limit(150_000);
+    SMALL.enter(|| {
+        let mut bytes = Vec::<u8>::new();
+        assert!(bytes.try_reserve_exact(200_000).is_err());
+        bytes.try_reserve_exact(70_000).unwrap();
+        // It would grow where it stands, but for the limit.
+        assert!(bytes.try_reserve_exact(140_000).is_err());
+        assert!(bytes.capacity() >= 70_000);
+        SMALL.set_limit(400_000);
+        bytes.try_reserve_exact(140_000).unwrap();
+        bytes.shrink_to(10);
+        drop(bytes);
+    });
+    assert!(SMALL.held_bytes() < 10_000);
+    HEAP.check().unwrap();
+}
+
+#[test]
+fn runs_that_grow_and_shrink_in_place_are_counted_by_their_length() {
+    static RUNS: Component = Component::new("runs");
+    let mut bytes: Vec<u8> = RUNS.enter(|| Vec::with_capacity(100_000));
+    let mut least = 100_000;
+    for target in [200_000, 1_000_000, 3_000_000] {
+        bytes.reserve_exact(target);
+        least = least.max(target);
+        HEAP.check().unwrap();
+    }
+    // Grown outside: in place, or moved to nobody's pages.
+    assert!(RUNS.held_bytes() == 0 || RUNS.held_bytes() >= least, "{}", RUNS.stats());
+    bytes.shrink_to(150_000);
+    HEAP.check().unwrap();
+    drop(bytes);
+    assert_eq!(RUNS.held_bytes(), 0);
+}
+
+#[test]
+fn a_soft_limit_is_told_outside_the_component_and_without_locks() {
+    static TOLD: Mutex<Vec<(usize, String)>> = Mutex::new(Vec::new());
+    static SOFT: Component = Component::new("soft").soft_limit(MIB, |exceeded: &SoftLimitExceeded| {
+        let before = SOFT.held_bytes();
+        // It allocates, and frees, and even inside the component, without being told of that.
+        let text = format!("{} {}", exceeded.name, exceeded.soft_limit);
+        assert_eq!(SOFT.held_bytes(), before);
+        SOFT.enter(|| drop(vec![0u8; 2 * MIB]));
+        HEAP.check().unwrap();
+        TOLD.lock().unwrap().push((exceeded.held_bytes, text));
+    });
+    in_thread(|| {
+        let layout = Layout::new::<[u8; 1000]>();
+        let count = MIB / 1024;
+        let mut blocks = fill(&SOFT, layout, count - 100);
+        assert_eq!(TOLD.lock().unwrap().len(), 0);
+        blocks.extend(fill(&SOFT, layout, 200));
+        {
+            let told = TOLD.lock().unwrap();
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].0 > MIB && told[0].1 == format!("soft {MIB}"), "{told:?}");
+        }
+        // Once, until it is exceeded anew.
+        blocks.extend(fill(&SOFT, layout, 500));
+        assert_eq!(TOLD.lock().unwrap().len(), 1);
+        free_all(mem::take(&mut blocks), layout);
+        free_all(fill(&SOFT, layout, 2 * count), layout);
+        assert_eq!(TOLD.lock().unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn a_listener_that_unwinds_ends_the_process() {
+    static RUDE: Component = Component::new("rude").soft_limit(1000, |_| panic!("too much"));
+    let output = in_child(
+        |_| (),
+        || {
+            std::panic::set_hook(Box::new(|_| ()));
+            let unwound = catch_unwind(|| RUDE.enter(|| vec![1u8; 5000]));
+            exit(if unwound.is_err() { 3 } else { 4 });
+        },
+    );
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{}", output.status);
+}
+
+#[test]
+fn components_nest_and_are_left_by_panics() {
+    static OUTER: Component = Component::new("outer");
+    static INNER: Component = Component::new("inner");
+    in_thread(|| {
+        let block = || vec![1u8; 100_000];
+        let (first, second, third) = OUTER.enter(|| {
+            let first = block();
+            let second = INNER.enter(|| OUTER.enter(|| INNER.enter(block)));
+            let unwound = catch_unwind(AssertUnwindSafe(|| INNER.enter(|| panic!("out of here"))));
+            assert!(unwound.is_err());
+            (first, second, block())
+        });
+        let fourth = block();
+        let runs = 2 * 64 * 1024;
+        assert_eq!(OUTER.stats().multi_pages.get() << 16, 2 * runs, "{}", OUTER.stats());
+        assert_eq!(INNER.stats().multi_pages.get() << 16, runs, "{}", INNER.stats());
+        drop((first, second, third, fourth));
+    });
+    assert_eq!(OUTER.stats().multi_pages.get(), 0);
+}
+
+#[test]
+fn one_name_is_one_component() {
+    static ONE: Component = Component::new("namesake");
+    static OTHER: Component = Component::new("namesake");
+    let bytes = ONE.enter(|| vec![0u8; 200_000]);
+    assert_eq!(OTHER.held_bytes(), ONE.held_bytes());
+    assert!(OTHER.held_bytes() >= bytes.len());
+}
+
+/// Ready when polled for the second time.
+#[derive(Default)]
+struct Pause(bool);
+
+impl Future for Pause {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if mem::replace(&mut self.0, true) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+#[test]
+fn a_future_is_inside_whenever_it_is_polled() {
+    static TASK: Component = Component::new("task");
+    static OTHER: Component = Component::new("other task");
+    async fn work() -> Vec<Vec<u8>> {
+        let mut blocks = Vec::new();
+        for _ in 0..4 {
+            blocks.push(vec![1u8; 100_000]);
+            Pause::default().await;
+        }
+        blocks
+    }
+    let (task, other) = (TASK.wrap(work()), OTHER.wrap(work()));
+    let poll = |future: Pin<&mut (dyn Future<Output = Vec<Vec<u8>>> + Send)>| {
+        in_thread(|| future.poll(&mut Context::from_waker(Waker::noop())))
+    };
+    let (mut task, mut other) = (pin!(task), pin!(other));
+    for polls in 1..=4 {
+        // Each time on another thread, and in turns.
+        assert!(poll(task.as_mut()).is_pending());
+        let between = vec![1u8; 100_000];
+        assert!(poll(other.as_mut()).is_pending());
+        for component in [&TASK, &OTHER] {
+            assert_eq!(component.stats().multi_pages.get(), 2 * polls, "{}", component.stats());
+        }
+        drop(between);
+    }
+    let (Poll::Ready(blocks), Poll::Ready(others)) = (poll(task.as_mut()), poll(other.as_mut())) else {
+        panic!("both are done");
+    };
+    drop((blocks, others));
+    assert_eq!((TASK.stats().multi_pages.get(), OTHER.stats().multi_pages.get()), (0, 0));
+}
+
+#[test]
+fn a_thread_that_ends_inside_leaves_nothing_behind() {
+    static LEFT: Component = Component::new("left");
+    thread_local! {
+        static GUARD: RefCell<Option<page_memory_allocator::Inside>> = const { RefCell::new(None) };
+        static LATE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    }
+    for _ in 0..50 {
+        in_thread(|| {
+            LATE.with_borrow_mut(|late| late.push(vec![1; 10]));
+            let guard = LEFT.inside();
+            LATE.with_borrow_mut(|late| late.extend((1..100).map(|len| vec![2; len])));
+            GUARD.with_borrow_mut(|place| *place = Some(guard));
+        });
+        in_thread(|| mem::forget(LEFT.inside()));
+    }
+    assert_eq!(LEFT.held_bytes(), 0, "{}", LEFT.stats());
+    HEAP.check().unwrap();
+}
+
+#[test]
+fn threads_share_a_component() {
+    static SHARED: Component = Component::new("shared").limit(8 * MIB);
+    static EXCHANGE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+    let stop = AtomicBool::new(false);
+    let refused = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for seed in 1..=4usize {
+            let (stop, refused) = (&stop, &refused);
+            scope.spawn(move || {
+                let mut size = seed;
+                while !stop.load(Ordering::Relaxed) {
+                    let mut held = Vec::with_capacity(600);
+                    for _ in 0..500 {
+                        size = (size * 31 + 7) % 20_000;
+                        let mut bytes = Vec::<u8>::new();
+                        match SHARED.enter(|| bytes.try_reserve_exact(1 + size)) {
+                            Ok(()) => held.push(bytes),
+                            Err(_) => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                        }
+                    }
+                    let mut exchange = EXCHANGE.lock().unwrap();
+                    exchange.append(&mut held);
+                    let kept = exchange.len() / 2;
+                    let theirs = exchange.split_off(kept);
+                    drop(exchange);
+                    drop(theirs);
+                }
+            });
+        }
+        for _ in 0..30 {
+            HEAP.check().unwrap();
+            let stats = SHARED.stats();
+            assert!(stats.held_bytes <= 8 * MIB && stats.peak_bytes <= 8 * MIB, "{stats}");
+            thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    EXCHANGE.lock().unwrap().clear();
+    HEAP.check().unwrap();
+}
+
+#[test]
+fn a_child_process_has_the_components_of_its_parent() {
+    static FORKED: Component = Component::new("forked");
+    let output = in_child(
+        |_| (),
+        || {
+            let stop = AtomicBool::new(false);
+            thread::scope(|scope| {
+                for size in [100usize, 3000, 100_000] {
+                    let stop = &stop;
+                    scope.spawn(move || {
+                        while !stop.load(Ordering::Relaxed) {
+                            let name: &str = if size % 200 == 0 { "forked" } else { "forked too" };
+                            let component = Component::new(name);
+                            drop(component.enter(|| (1..50).map(|_| vec![1u8; size]).collect::<Vec<_>>()));
+                        }
+                    });
+                }
+                for _ in 0..40 {
+                    let kept = FORKED.enter(|| vec![3u8; 1000]);
+                    let inside = FORKED.inside();
+                    // SAFETY: the child goes on in a copy of this thread, and ends without returning from here.
+                    let child = unsafe { libc::fork() };
+                    if child == 0 {
+                        // SAFETY: alarm and _exit have no preconditions.
+                        unsafe {
+                            libc::alarm(60);
+                            let well = catch_unwind(|| {
+                                HEAP.check().unwrap();
+                                let more: Vec<Vec<u8>> = (1..500).map(|len| vec![4; len]).collect();
+                                thread::spawn(|| FORKED.enter(|| black_box(vec![5u8; 100]))).join().unwrap();
+                                let new = Component::new("of the child").enter(|| vec![6u8; 100]);
+                                drop((more, new));
+                                assert_eq!(kept.len(), 1000);
+                                HEAP.check().unwrap();
+                            });
+                            libc::_exit(i32::from(well.is_err()));
+                        }
+                    }
+                    drop(inside);
+                    let mut status = 0;
+                    // SAFETY: the status can be written.
+                    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                    assert_eq!(status, 0, "the child ended badly");
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
+#[test]
+fn dump_and_statistics_name_components() {
+    static SHOWN: Component = Component::new("shown in dumps").limit(64 * MIB);
+    let kept = SHOWN.enter(|| (vec![1u8; 777], vec![1u8; 500_000]));
+    let mut dump = String::new();
+    HEAP.dump_to(&mut dump).unwrap();
+    let lines = |what: &str| dump.lines().filter(|line| line.contains(what)).count();
+    assert!(lines(".Status: Divided;") > 1);
+    let named: Vec<&str> =
+        dump.lines().filter(|line| line.ends_with(";Component: shown in dumps;")).collect();
+    assert_eq!(named.len(), 2, "{dump}");
+    assert!(named.iter().any(|line| line.contains("Divided") && line.contains("Class size: 832")), "{dump}");
+    assert!(named.iter().any(|line| line.contains(".Status: Multi;")), "{dump}");
+    let last =
+        dump.lines().find(|line| line.starts_with("Component: ") && line.ends_with(": shown in dumps"));
+    assert!(last.is_some_and(|line| line.contains("at most   64.0 MiB")), "{dump}");
+
+    let mut seen: Option<ComponentStats> = None;
+    HEAP.components(|stats| seen = seen.or((stats.name == "shown in dumps").then_some(stats)));
+    let stats = seen.expect("it was entered");
+    assert_eq!((stats.limit, stats.soft_limit), (Some(64 * MIB), None));
+    assert!(stats.live_bytes >= kept.0.len() + kept.1.len());
+    assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (1, 8));
+}
+
+#[test]
+fn when_there_are_too_many_components_the_rest_is_outside() {
+    let output = in_child(
+        |_| (),
+        || {
+            let names: Vec<&'static str> = (0..300).map(|n| &*format!("number {n}").leak()).collect();
+            let components: Vec<Component> = names.iter().map(|name| Component::new(name)).collect();
+            let kept: Vec<Vec<u8>> =
+                components.iter().map(|component| component.enter(|| vec![1; 100])).collect();
+            let known = components.iter().filter(|component| component.held_bytes() > 0).count();
+            assert_eq!(known, 256 - page_memory_allocator::size_class::built::SHARDS);
+            HEAP.check().unwrap();
+            drop(kept);
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
