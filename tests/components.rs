@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::process::exit;
 use std::sync::Mutex;
@@ -243,7 +243,8 @@ fn components_nest_and_are_left_by_panics() {
         let (first, second, third) = OUTER.enter(|| {
             let first = block();
             let second = INNER.enter(|| OUTER.enter(|| INNER.enter(block)));
-            let unwound = catch_unwind(AssertUnwindSafe(|| INNER.enter(|| panic!("out of here"))));
+            let unwound =
+                catch_unwind(AssertUnwindSafe(|| INNER.enter(|| resume_unwind(Box::new("out of here")))));
             assert!(unwound.is_err());
             (first, second, block())
         });
