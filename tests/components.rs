@@ -1,5 +1,6 @@
 //! Components: what is allocated inside them is theirs, wherever it is freed; limits are kept, and told.
 
+use page_memory_allocator::size_class::built;
 use page_memory_allocator::{Component, ComponentStats, PageAllocator, SoftLimitExceeded};
 use std::alloc::{GlobalAlloc as _, Layout};
 use std::cell::RefCell;
@@ -99,7 +100,7 @@ fn nothing_outside_is_counted() {
 fn pages_are_not_shared_with_components() {
     static APART: Component = Component::new("apart");
     let layout = Layout::new::<[u8; 3000]>();
-    let page = |block: &*mut u8| block.addr() >> 16;
+    let page = |block: &*mut u8| block.addr() / built::PAGE_SIZE;
     in_thread(|| {
         let mut blocks = fill(&APART, layout, 1000);
         // Most pages of the component have room; another thread looks for some.
@@ -130,7 +131,11 @@ fn a_limit_is_kept_to_the_last_block() {
     in_thread(|| {
         for size in [8, 64, 100, 1000, 4096, 20_000, 65_536, 200_000] {
             let layout = Layout::array::<u8>(size).unwrap();
-            let room = HEAP.room_for(layout).unwrap();
+            // Blocks are held by their class, runs by their pages.
+            let room = match HEAP.room_for(layout).unwrap() {
+                run if run > built::LARGEST_CLASS => run.next_multiple_of(built::PAGE_SIZE),
+                block => block,
+            };
             let refusals = LIMITED.stats().refusals;
             let blocks = fill(&LIMITED, layout, MIB);
             // What waits in the thread's cache from the round before is given back before anything is refused.
@@ -462,7 +467,7 @@ fn when_there_are_too_many_components_the_rest_is_outside() {
             let kept: Vec<Vec<u8>> =
                 components.iter().map(|component| component.enter(|| vec![1; 100])).collect();
             let known = components.iter().filter(|component| component.held_bytes() > 0).count();
-            assert_eq!(known, 256 - page_memory_allocator::size_class::built::SHARDS);
+            assert_eq!(known, 256 - built::SHARDS);
             HEAP.check().unwrap();
             drop(kept);
             HEAP.check().unwrap();
