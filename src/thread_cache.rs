@@ -35,6 +35,8 @@ const CACHE_BYTES: usize = 2 << 20;
 const FIRST_WORDS: usize = 16;
 const LEAST_WORDS: usize = 4;
 const MOST_WORDS: usize = 512;
+/// Words that a stack of blocks for other shards grows to on account of components.
+const COMPONENT_WORDS: usize = 32;
 
 /// Lies below the lowest slot of a stack: what `pop` finds there says that the stack is empty.
 const BOTTOM: usize = 0;
@@ -403,7 +405,7 @@ impl ThreadCache {
         }
         decay::tick(heap);
         self.give_up_blocks(heap);
-        if !self.grow(stacks, class) {
+        if !self.may_grow(stacks, tag) || !self.grow(stacks, class) {
             let (slots, used) = stacks.slots(class);
             // The older half goes; what was freed last is warm. Where there was no memory for a stack, there is none.
             if used > 0 {
@@ -416,6 +418,15 @@ impl ThreadCache {
         if !stacks.push(class, address) {
             heap.put_all(class, slice::from_mut(&mut { address }));
         }
+    }
+
+    /// Whether the stack that a block of `tag` goes to may grow for it. Blocks of components that wait to go home are
+    /// held by them all the while, so they do not wait for many others.
+    fn may_grow(&self, stacks: &Stacks, tag: Tag) -> bool {
+        let words = stacks.words[tag.class().get()].len.load(Relaxed) as usize;
+        tag.shard() == self.shard
+            || tag.shard().component() == ComponentIndex::NONE
+            || words < COMPONENT_WORDS
     }
 
     /// Doubles the stack of a class if its bound and that of the cache allow.
