@@ -135,6 +135,8 @@ pub mod units;
 #[cfg(feature = "os")]
 mod unsized_calls;
 #[cfg(feature = "os")]
+mod usage;
+#[cfg(feature = "os")]
 pub use component::{Component, ComponentStats, InComponent, Inside};
 pub use fault::set_fault_handler;
 #[cfg(feature = "os")]
@@ -145,3 +147,5 @@ pub use heap::{Heap, HeapError, HeapOptions};
 pub use ledger::{SoftLimitExceeded, SoftLimitListener};
 pub use size_class::SizeClasses;
 pub use stats::Summary;
+#[cfg(feature = "os")]
+pub use usage::Usage;

@@ -278,6 +278,13 @@ impl<'s> Runs<'s> {
         None
     }
 
+    /// Free pages that may hold something other than zeros: they may have memory.
+    pub fn dirty_free_pages(&self) -> PageCount {
+        let words = self.frontier.get().div_ceil(WORD);
+        let pages = (0..words).map(|word| (self.free[word] & self.dirty[word]).count_ones());
+        PageCount(pages.sum())
+    }
+
     /// Begins a new age: pages that are free and dirty are idle until they are claimed.
     pub fn age(&mut self) {
         let words = self.frontier.get().div_ceil(WORD);

@@ -119,7 +119,8 @@ impl PageAllocator {
         }
     }
 
-    /// Bytes that the block at `ptr` has room for; 0 for null.
+    /// Bytes that the block at `ptr` has room for, however it was allocated; 0 for null. They may all be used. For a
+    /// block that was allocated with a layout, it is what [`room_for`](Self::room_for) says of that.
     ///
     /// # Safety
     /// `ptr` is null, or was allocated by this allocator and has not been freed since.
