@@ -29,7 +29,8 @@
 //! | size class | a block size |
 //! | page table | for every page a header, a tag and a bitmap; over all pages an index of the free runs |
 //! | thread cache | for every thread and class a stack of block addresses |
-//! | shard | a group of Divided pages; threads are spread over 16 |
+//! | shard | a group of Divided pages; threads are spread over 16, and each component has one |
+//! | component | a part of the program with pages of its own |
 //! | bin | the Divided pages of one class and shard that have free blocks |
 //!
 //! # Structures
@@ -42,6 +43,8 @@
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
+//! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may
+//! allocator.rs      heaps for collections                                    global_heap.rs    over given memory
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs
 //! ```
 //!
@@ -65,7 +68,7 @@
 //! 1. The layout yields the class; the address yields the page, whose *tag* holds class and shard in one integer.
 //! 2. One compare of the tag with the one that the thread's cache expects proves that the address is in a Divided page
 //!    of that class and of the thread's own shard. The address is pushed.
-//! 3. A block of another shard waits in a stack of its own, and goes home in a batch.
+//! 3. A block of another shard, or of a component, waits in a stack of its own, and goes home in a batch.
 //! 4. A stack that is full grows; if it may not, its older half goes back: by shard, then page by page, a bit is set
 //!    for every block. A page without live blocks becomes Free.
 //! 5. Everything else is a Multi run or a misuse, which ends the process with one line that names it.
@@ -78,7 +81,7 @@
 //!
 //! # Locks
 //!
-//! A bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread caches stand
+//! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread caches stand
 //! apart. A second bin is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of the table
 //! hold one lock at a time and none while they write.
 //!
@@ -90,7 +93,9 @@
 //! # Features
 //!
 //! `std` (default): thread caches through `thread_local!`. `initial-exec`: thread caches through a thread-local symbol
-//! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap.
+//! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `os`, which both
+//! imply: all that needs an operating system; without it there are heaps over given memory only ([`GlobalHeap`],
+//! [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]

@@ -100,6 +100,7 @@ fn tables_of_their_own_leave_all_pages_to_blocks() {
     let heap = OPTIONS.build_apart(pages, tables).unwrap();
     is_within(&heap, &range);
     assert!(heap.pages().get() >= 8);
+    assert!(OPTIONS.table_bytes(PageCount(8)).unwrap() < 2048);
     assert!(OPTIONS.table_bytes(heap.pages()).unwrap() <= tables_range.len());
     use_up(&heap);
 }
