@@ -140,6 +140,24 @@ fn a_raw_region_serves_as_a_slice_does_and_again_after_its_heap() {
     }
 }
 
+/// The memory may be a file's, or a device's: the system is not to take any of it back.
+#[test]
+fn given_memory_is_never_purged() {
+    let given = memory(64 * 65536);
+    let range = addresses(given);
+    let heap = HeapOptions::new().page_size(65536).build_in(given).unwrap();
+    let layout = Layout::new::<[u8; 100]>();
+    let blocks: Vec<*mut u8> = (0..2000).map(|_| heap.alloc(layout)).collect();
+    for block in blocks {
+        // SAFETY: the block is live and was allocated with this layout.
+        unsafe { heap.dealloc(block, layout) };
+    }
+    assert_eq!(heap.purge(), 0);
+    // SAFETY: the memory is leaked, and nothing of it was written since.
+    assert_eq!(unsafe { *((range.end - 1) as *const u8) }, RUBBISH);
+    heap.check().unwrap();
+}
+
 #[test]
 fn the_dump_is_that_of_any_heap() {
     let (pages, tables) = (memory(3 * PAGE), memory(8192));
