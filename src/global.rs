@@ -245,7 +245,7 @@ impl PageAllocator {
     #[inline(never)]
     fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
         let Some(heap) = self.heap() else { return };
-        let mut address = ptr.addr();
+        let address = ptr.addr();
         let class = BuildGeometry.class_of(layout);
         if class == ClassIndex::NONE {
             heap.dealloc_run(address, Some(layout));
@@ -254,7 +254,7 @@ impl PageAllocator {
         let tag = heap.tag_for_free(address, class);
         match thread_cache::current_or_made(heap, Some(tag.shard())) {
             Some(cache) => cache.dealloc_slow(heap, tag, address),
-            None => heap.put_all(class, core::slice::from_mut(&mut address)),
+            None => thread_cache::put(heap, class, address),
         }
     }
 }
@@ -265,7 +265,7 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
         ClassIndex::NONE => heap.alloc_run(layout, zeroed),
         class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => cache.alloc_slow(heap, class),
-            None => heap.alloc_block(Tag::new(ShardIndex(0), class)),
+            None => thread_cache::take(heap, Tag::new(ShardIndex(0), class)),
         },
     }
 }

@@ -51,7 +51,8 @@
 //! # How a block is allocated
 //!
 //! 1. The layout's size, rounded up to its alignment, looks its class up in a table.
-//! 2. The thread's stack of that class is popped. That is all, nearly always: no lock, and the block is not touched.
+//! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was freed,
+//!    or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
 //! 3. If the stack is empty it grows, and is refilled to the half in one batch: under the lock of the bin, free bits
 //!    become addresses, a word of the bitmap at a time; from the fullest pages first, lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
@@ -64,7 +65,7 @@
 //!
 //! 1. The layout yields the class; the address yields the page, whose *tag* holds class and shard in one integer.
 //! 2. One compare of the tag with the one that the thread's cache expects proves that the address is in a Divided page
-//!    of that class and of the thread's own shard. The address is pushed.
+//!    of that class and of the thread's own shard. The address is pushed, and the block marked as freed.
 //! 3. A block of another shard waits in a stack of its own, and goes home in a batch.
 //! 4. A stack that is full grows; if it may not, its older half goes back: by shard, then page by page, a bit is set
 //!    for every block. A page without live blocks becomes Free.
@@ -84,8 +85,9 @@
 //!
 //! # What is never done
 //!
-//! No allocator data in user memory. No allocation, panic, unwinding or std I/O inside the allocator. No walk over
-//! all pages to serve a request. No free that the page table contradicts.
+//! No allocator data in user memory: the mark in a freed block tells misuse, and no address or size is read there. No
+//! allocation, panic, unwinding or std I/O inside the allocator. No walk over all pages to serve a request. No free that
+//! the page table contradicts.
 //!
 //! # Features
 //!

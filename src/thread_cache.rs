@@ -1,4 +1,4 @@
-//! Thread caches: per thread and class a stack of block addresses. The blocks themselves are never touched.
+//! Thread caches: per thread and class a stack of block addresses.
 //!
 //! A cache serves and takes blocks of one shard's pages, to which it is assigned when it is made; blocks of other
 //! shards that its thread frees wait in stacks of their own until they go home. On the fast path nothing is locked
@@ -22,7 +22,7 @@ use core::cell::Cell;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering::Relaxed};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
@@ -34,19 +34,32 @@ const FIRST_WORDS: usize = 16;
 const LEAST_WORDS: usize = 4;
 const MOST_WORDS: usize = 512;
 
-/// Lies below the lowest slot of a stack: what `pop` finds there says that the stack is empty.
-const BOTTOM: usize = 0;
+/// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
+/// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
+/// written to by somebody who had freed it.
+///
+/// No block, and no decision but to end the program, depends on what a block holds: a program that writes this itself
+/// goes unnoticed at worst. It fits into an instruction, and is no address.
+const FREED: u64 = -0x0F11_4EED_i64 as u64;
+/// Set in the slot of a block that need not begin with [`FREED`]: it was never in use since its page was divided, or
+/// the system has taken its contents.
+const UNMARKED: usize = 1 << (usize::BITS - 1);
+
+/// Lies below the lowest slot of a stack in place of a block, and is not [`FREED`]: what `pop` finds there says that
+/// the stack is empty.
+static NO_BLOCK: u64 = 0;
 /// Lies above the highest slot of a stack: what `push` finds there says that the stack is full. No block is at
 /// this address, and no free slot holds this value.
 const LID: usize = 1;
 
 /// The stack of every class that has none yet: empty and full.
-static NO_STACK: [AtomicUsize; 2] = [AtomicUsize::new(BOTTOM), AtomicUsize::new(LID)];
+static NO_STACK: [AtomicPtr<u64>; 2] =
+    [AtomicPtr::new(&raw const NO_BLOCK as *mut u64), AtomicPtr::new(ptr::without_provenance_mut(LID))];
 
 const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
-/// Where a stack's words are: `BOTTOM`, slots, `LID`.
+/// Where a stack's words are: the address of [`NO_BLOCK`], slots, [`LID`].
 struct Words {
     start: AtomicPtr<usize>,
     len: AtomicU32,
@@ -54,7 +67,7 @@ struct Words {
 
 /// A stack of addresses for each class.
 struct Stacks {
-    /// The highest slot in use, or `BOTTOM`.
+    /// The highest slot in use, or the bottom.
     tops: [AtomicPtr<usize>; CLASS_COUNT],
     words: [Words; CLASS_COUNT],
 }
@@ -178,6 +191,39 @@ fn prefetch_for_writing(address: usize) {
     let _ = address;
 }
 
+/// Writes down in a block that it is free.
+#[inline(always)]
+fn mark(address: usize) {
+    // SAFETY: the page table says that the address lies in a page of blocks, whose memory is committed, and the one who
+    // frees a block gives it up. If there is no block at the address, the program will end for it.
+    unsafe { ptr::with_exposed_provenance_mut::<u64>(address).write_unaligned(FREED) };
+}
+
+/// A block from its page without a cache, or null.
+pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
+    let block = heap.alloc_block(tag);
+    if !block.is_null() {
+        // SAFETY: the block is the caller's to be, and no block is shorter.
+        unsafe { block.cast::<u64>().write(0) };
+    }
+    block
+}
+
+/// Gives a block back to its page without a cache.
+pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+    mark(address);
+    heap.put_all(class, slice::from_mut(&mut { address }));
+}
+
+/// Gives the blocks of slots back to their pages.
+fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize]) {
+    for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
+        *slot &= !UNMARKED;
+        mark(*slot);
+    }
+    heap.put_all(class, slots);
+}
+
 /// The most words a stack of `class` grows to.
 fn most_words(class: ClassIndex) -> usize {
     let slots = MOST_BYTES / SizeClasses::BUILD.block(class);
@@ -199,18 +245,26 @@ impl Stacks {
         unsafe { self.tops.get_unchecked(class.get()) }
     }
 
-    /// The address on top, which is removed, or `BOTTOM`.
+    /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
     #[inline(always)]
-    fn pop(&self, class: ClassIndex) -> usize {
+    fn pop(&self, class: ClassIndex) -> *mut u8 {
         let top = self.top(class);
         let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use or to `BOTTOM`; below the former there is a slot or `BOTTOM`.
+        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. Each holds
+        // the address of a word that may be read, and written if it is in a block.
         unsafe {
-            let address = slot.read();
-            if address != BOTTOM {
+            let value = slot.read();
+            if value & UNMARKED != 0 {
                 top.store(slot.sub(1), Relaxed);
+                return ptr::with_exposed_provenance_mut(value & !UNMARKED);
             }
-            address
+            let block = ptr::with_exposed_provenance_mut::<u64>(value);
+            if block.read() != FREED {
+                return ptr::null_mut();
+            }
+            block.write(0);
+            top.store(slot.sub(1), Relaxed);
+            block.cast()
         }
     }
 
@@ -218,7 +272,7 @@ impl Stacks {
     #[inline(always)]
     fn push(&self, class: ClassIndex, address: usize) -> bool {
         let top = self.top(class);
-        // SAFETY: above a slot in use, and above `BOTTOM`, there is a slot or `LID`.
+        // SAFETY: above a slot in use, and above the bottom, there is a slot or `LID`.
         unsafe {
             let slot = top.load(Relaxed).add(1);
             if slot.read() == LID {
@@ -227,6 +281,7 @@ impl Stacks {
             slot.write(address);
             top.store(slot, Relaxed);
         }
+        mark(address);
         true
     }
 
@@ -258,7 +313,7 @@ impl Stacks {
     fn set_used(&self, class: ClassIndex, used: usize) {
         debug_assert!(used < self.words[class.get()].len.load(Relaxed) as usize);
         let start = self.words[class.get()].start.load(Relaxed);
-        // SAFETY: `used` is at most the number of slots, which follow `BOTTOM`.
+        // SAFETY: `used` is at most the number of slots, which follow the bottom.
         self.top(class).store(unsafe { start.add(used) }, Relaxed);
     }
 
@@ -267,8 +322,9 @@ impl Stacks {
         let Some(new) = metadata::alloc(len * size_of::<usize>()) else { return false };
         let new = new.cast::<usize>().as_ptr();
         let (old, used) = self.slots(class);
-        // SAFETY: the new words are zeroed, so `BOTTOM` is in place and no free slot holds `LID`; the slots in use fit.
+        // SAFETY: the new words are zeroed, so no free slot holds `LID`; the slots in use fit.
         unsafe {
+            new.write((&raw const NO_BLOCK).expose_provenance());
             new.add(len - 1).write(LID);
             new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
         }
@@ -318,7 +374,7 @@ impl ThreadCache {
     /// A block of `class`, or null if the stack is empty.
     #[inline(always)]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        ptr::with_exposed_provenance_mut(self.local.pop(class))
+        self.local.pop(class)
     }
 
     /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
@@ -362,16 +418,21 @@ impl ThreadCache {
         if !block.is_null() {
             return block;
         }
+        let (slots, used) = self.local.slots(class);
+        if used > 0 {
+            heap.refuse_unmarked(slots[used - 1]);
+        }
         self.give_up_blocks(heap);
         self.grow(&self.local, class);
         let (slots, _) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {
-            let mut slot = [0];
-            return if heap.refill(tag, &mut slot) == 1 { heap.pointer(slot[0]) } else { ptr::null_mut() };
+            return take(heap, tag);
         }
         let batch = slots.len().div_ceil(2);
-        let taken = heap.refill(tag, &mut slots[..batch]);
+        let taken = heap.refill(tag, &mut slots[..batch], |slots| {
+            slots.iter_mut().for_each(|slot| *slot |= UNMARKED);
+        });
         slots.copy_within(batch - taken..batch, 0);
         self.local.set_used(class, taken);
         self.pop(class)
@@ -391,13 +452,13 @@ impl ThreadCache {
             // The older half goes; what was freed last is warm. Where there was no memory for a stack, there is none.
             if used > 0 {
                 let going = used.div_ceil(2);
-                heap.put_all(class, &mut slots[..going]);
+                put_slots(heap, class, &mut slots[..going]);
                 slots.copy_within(going..used, 0);
                 stacks.set_used(class, used - going);
             }
         }
         if !stacks.push(class, address) {
-            heap.put_all(class, slice::from_mut(&mut { address }));
+            put(heap, class, address);
         }
     }
 
@@ -439,7 +500,7 @@ impl ThreadCache {
             let then = self.held_then[class.get()].replace(used as u16);
             if usize::from(then) == used && !slots.is_empty() {
                 let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
-                heap.put_all(class, &mut slots[..used]);
+                put_slots(heap, class, &mut slots[..used]);
                 self.local.drop_words(class);
                 self.slot_bytes.set(self.slot_bytes.get() - bytes);
                 self.held_then[class.get()].set(0);
@@ -452,7 +513,7 @@ impl ThreadCache {
         for stacks in [&self.local, &self.remote] {
             for class in classes() {
                 let (slots, used) = stacks.slots(class);
-                heap.put_all(class, &mut slots[..used]);
+                put_slots(heap, class, &mut slots[..used]);
                 if used > 0 {
                     stacks.set_used(class, 0);
                 }

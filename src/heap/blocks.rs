@@ -10,7 +10,7 @@ use core::ptr;
 impl<G: Geometry> Heap<G> {
     pub(crate) fn alloc_block(&self, tag: Tag) -> *mut u8 {
         let mut slot = [0];
-        match self.refill(tag, &mut slot) {
+        match self.refill(tag, &mut slot, |_| ()) {
             0 => ptr::null_mut(),
             _ => self.pointer(slot[0]),
         }
@@ -24,8 +24,9 @@ impl<G: Geometry> Heap<G> {
 
     /// Takes blocks of one class and shard, from the fullest pages first, and writes their addresses to the end of
     /// `slots`, such that a stack that ends there pops neighbours in ascending order. Returns how many: fewer than
-    /// asked for rather than begin a page while there are some, none if no page is to be had.
-    pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize]) -> usize {
+    /// asked for rather than begin a page while there are some, none if no page is to be had. `blank` is told of those
+    /// that hold nothing that was written when they were put back: they were never put back, or purged.
+    pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
         let mut bin = self.bin(tag);
         let mut taken = 0;
         while taken < slots.len() {
@@ -39,7 +40,9 @@ impl<G: Geometry> Heap<G> {
             };
             let unfilled = slots.len() - taken;
             let mut divided = self.table.divided(&mut bin, page);
-            taken += divided.take(&mut slots[..unfilled]);
+            let (more, now_blank) = divided.take(&mut slots[..unfilled]);
+            blank(&mut slots[unfilled - more..][..now_blank]);
+            taken += more;
             divided.settle();
         }
         taken
@@ -108,6 +111,14 @@ impl<G: Geometry> Heap<G> {
             }
         }
         others
+    }
+
+    /// Ends the process, as the block at `address`, which is to be handed out, was in use meanwhile.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refuse_unmarked(&self, address: usize) -> ! {
+        let state = self.table.page_of(address).map(|page| self.page_state(page));
+        fault::misuse(Misuse::UsedSinceFreed, address, state)
     }
 
     /// The tag of the Divided page that `address` lies in, if it is in one.
