@@ -31,6 +31,10 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
         .try_call_once(|| {
             let options = options.with_environment();
             let heap = Heap::for_process(&options).ok_or(())?;
+            #[cfg(feature = "hardened")]
+            if !crate::hardened::prepare(&heap) {
+                return Err(());
+            }
             decay::start(&options);
             Ok::<_, ()>(heap)
         })
@@ -213,6 +217,10 @@ unsafe impl GlobalAlloc for PageAllocator {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        #[cfg(feature = "hardened")]
+        if let Some(heap) = heap() {
+            crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
+        }
         if let Some(resized) = heap().and_then(|heap| heap.resize(ptr.addr(), layout, new_layout)) {
             return resized;
         }

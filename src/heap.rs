@@ -67,8 +67,9 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     shards: usize,
     /// Shards, from the first one on, that may have pages. It only grows.
     shards_in_use: AtomicUsize,
-    /// Whether the last page of a class and shard stays Divided when its last block is freed.
-    keeps_last_page: bool,
+    /// Whether this is the heap of the process: then the last page of a class and shard stays Divided when its last block
+    /// is freed, and guards are set if the build is hardened.
+    is_process_heap: bool,
     /// Most pages in use at a time.
     limit: PageCount,
     /// Multi runs in mappings of their own: see [`large`].
@@ -127,7 +128,7 @@ impl<G: Geometry> Heap<G> {
         geometry: G,
         pages: PageCount,
         shards: usize,
-        keeps_last_page: bool,
+        is_process_heap: bool,
         huge_pages: bool,
     ) -> Option<Heap<G>> {
         let page_size = geometry.page_size();
@@ -149,7 +150,7 @@ impl<G: Geometry> Heap<G> {
             bins,
             shards,
             shards_in_use: AtomicUsize::new(1),
-            keeps_last_page,
+            is_process_heap,
             limit: pages,
             mapped_apart: AtomicUsize::new(0),
             arena,

@@ -42,7 +42,7 @@
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
-//! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs
+//! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs, hardened.rs
 //! ```
 //!
 //! A page is Free, Divided (into blocks of one class) or part of a Multi run (one allocation). The layers know only
@@ -92,7 +92,9 @@
 //! # Features
 //!
 //! `std` (default): thread caches through `thread_local!`. `initial-exec`: thread caches through a thread-local symbol
-//! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap.
+//! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `hardened`:
+//! misuse is seen at the call, freed blocks are wiped and checked, what is handed out is random, and pages that cannot
+//! be touched lie behind runs and between pages of blocks.
 
 #![no_std]
 #[cfg(any(test, all(feature = "std", not(feature = "initial-exec"))))]
@@ -103,6 +105,8 @@ mod dump;
 mod fault;
 mod fork;
 mod global;
+#[cfg(feature = "hardened")]
+mod hardened;
 mod heap;
 mod line;
 mod lock;

@@ -10,6 +10,8 @@
 //! allocates after its cache was flushed goes to the heap directly.
 
 use crate::decay;
+#[cfg(feature = "hardened")]
+use crate::hardened;
 use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::metadata;
@@ -33,6 +35,9 @@ const CACHE_BYTES: usize = 2 << 20;
 const FIRST_WORDS: usize = 16;
 const LEAST_WORDS: usize = 4;
 const MOST_WORDS: usize = 512;
+/// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
+#[cfg(feature = "hardened")]
+const LEAST_CHOICE: usize = 4;
 
 /// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
 /// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
@@ -93,6 +98,8 @@ pub(crate) struct ThreadCache {
     /// The last pass of [`decay`] that was seen, and how many blocks each local stack had then.
     passes: Cell<u32>,
     held_then: [Cell<u16>; CLASS_COUNT],
+    #[cfg(feature = "hardened")]
+    random: hardened::Random,
     /// Neighbours in the registry, which guards them.
     next: Cell<*const ThreadCache>,
     previous: Cell<*const ThreadCache>,
@@ -119,6 +126,8 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     calls: Cell::new(0),
     passes: Cell::new(0),
     held_then: [const { Cell::new(0) }; CLASS_COUNT],
+    #[cfg(feature = "hardened")]
+    random: hardened::Random::NONE,
     next: Cell::new(ptr::null()),
     previous: Cell::new(ptr::null()),
 });
@@ -203,6 +212,8 @@ fn mark(address: usize) {
 pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
     let block = heap.alloc_block(tag);
     if !block.is_null() {
+        #[cfg(feature = "hardened")]
+        hardened::hand_out(heap, tag.class(), block.addr(), false);
         // SAFETY: the block is the caller's to be, and no block is shorter.
         unsafe { block.cast::<u64>().write(0) };
     }
@@ -211,6 +222,8 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
 
 /// Gives a block back to its page without a cache.
 pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+    #[cfg(feature = "hardened")]
+    hardened::take_back(heap, class, address);
     mark(address);
     heap.put_all(class, slice::from_mut(&mut { address }));
 }
@@ -219,6 +232,8 @@ pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize)
 fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize]) {
     for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
         *slot &= !UNMARKED;
+        #[cfg(feature = "hardened")]
+        hardened::wipe(class, *slot);
         mark(*slot);
     }
     heap.put_all(class, slots);
@@ -283,6 +298,13 @@ impl Stacks {
         }
         mark(address);
         true
+    }
+
+    /// Whether there is room for one block more.
+    #[cfg(feature = "hardened")]
+    fn has_room(&self, class: ClassIndex) -> bool {
+        // SAFETY: as in `push`.
+        unsafe { self.top(class).load(Relaxed).add(1).read() != LID }
     }
 
     /// [`push`](Self::push) of a block that this thread is to hand out again.
@@ -372,9 +394,32 @@ pub(crate) fn current<'a>() -> &'a ThreadCache {
 
 impl ThreadCache {
     /// A block of `class`, or null if the stack is empty.
+    #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
         self.local.pop(class)
+    }
+
+    /// A block of `class`, any in the stack, or null if that has too few for it to be hard to guess which.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
+        let (slots, _) = self.local.slots(class);
+        self.pop_at_random(class, slots.len() / LEAST_CHOICE)
+    }
+
+    /// A block of `class`, any in the stack, or null if that has no more than `left`.
+    #[cfg(feature = "hardened")]
+    fn pop_at_random(&self, class: ClassIndex, left: usize) -> *mut u8 {
+        let (slots, used) = self.local.slots(class);
+        let Some(heap) = crate::global::heap().filter(|_| used > left) else { return ptr::null_mut() };
+        slots.swap(used - 1, self.random.below(used));
+        let (address, unmarked) = (slots[used - 1] & !UNMARKED, slots[used - 1] & UNMARKED != 0);
+        let block = self.local.pop(class);
+        if block.is_null() {
+            heap.refuse_unmarked(address);
+        }
+        hardened::hand_out(heap, class, address, !unmarked);
+        block
     }
 
     /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
@@ -384,7 +429,18 @@ impl ThreadCache {
         debug_assert!(class.get() < CLASS_COUNT);
         // SAFETY: every class has an expected tag.
         let expected = unsafe { *self.expected.get_unchecked(class.get()) };
-        self.tag_of(address) == Some(expected) && self.local.push_warm(class, address)
+        self.tag_of(address) == Some(expected) && self.push_checked(class, address)
+    }
+
+    /// Puts a block on the stack of its class, if there is room.
+    #[inline(always)]
+    fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
+        #[cfg(feature = "hardened")]
+        match crate::global::heap().filter(|_| self.local.has_room(class)) {
+            Some(heap) => hardened::take_back(heap, class, address),
+            None => return false,
+        }
+        self.local.push_warm(class, address)
     }
 
     /// [`push`](Self::push) for a block whose class only the page table knows.
@@ -394,7 +450,7 @@ impl ThreadCache {
         // The class if the page is of this shard, else more than any class. The stack of class 0, which pages that
         // are not Divided have in shard 0, is always full.
         let class = tag.bits() ^ self.shard_bits;
-        class < CLASS_COUNT as u16 && self.local.push_warm(ClassIndex(class as u8), address)
+        class < CLASS_COUNT as u16 && self.push_checked(ClassIndex(class as u8), address)
     }
 
     /// The tag of the page that `address` lies in, if that is in the arena.
@@ -418,30 +474,37 @@ impl ThreadCache {
         if !block.is_null() {
             return block;
         }
-        let (slots, used) = self.local.slots(class);
-        if used > 0 {
+        #[cfg(not(feature = "hardened"))]
+        if let (slots, used @ 1..) = self.local.slots(class) {
             heap.refuse_unmarked(slots[used - 1]);
         }
         self.give_up_blocks(heap);
         self.grow(&self.local, class);
-        let (slots, _) = self.local.slots(class);
+        let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {
             return take(heap, tag);
         }
         let batch = slots.len().div_ceil(2);
-        let taken = heap.refill(tag, &mut slots[..batch], |slots| {
+        let taken = heap.refill(tag, &mut slots[used..batch], |slots| {
             slots.iter_mut().for_each(|slot| *slot |= UNMARKED);
         });
-        slots.copy_within(batch - taken..batch, 0);
-        self.local.set_used(class, taken);
-        self.pop(class)
+        slots.copy_within(batch - taken..batch, used);
+        #[cfg(feature = "hardened")]
+        self.random.shuffle(&mut slots[used..used + taken]);
+        self.local.set_used(class, used + taken);
+        #[cfg(not(feature = "hardened"))]
+        return self.local.pop(class);
+        #[cfg(feature = "hardened")]
+        return self.pop_at_random(class, 0);
     }
 
     /// Takes back a block that [`push`](Self::push) refused, after the page table was asked whose it is.
     pub(crate) fn dealloc_slow(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
         let stacks = if tag.shard() == self.shard { &self.local } else { &self.remote };
         let class = tag.class();
+        #[cfg(feature = "hardened")]
+        hardened::take_back(heap, class, address);
         if stacks.push(class, address) {
             return;
         }
@@ -458,7 +521,8 @@ impl ThreadCache {
             }
         }
         if !stacks.push(class, address) {
-            put(heap, class, address);
+            mark(address);
+            heap.put_all(class, slice::from_mut(&mut { address }));
         }
     }
 
@@ -566,6 +630,8 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
             calls: Cell::new(CALLS.load(Relaxed)),
             passes: Cell::new(decay::passes()),
             held_then: [const { Cell::new(0) }; CLASS_COUNT],
+            #[cfg(feature = "hardened")]
+            random: hardened::Random::new(),
             next: Cell::new(registry.first),
             previous: Cell::new(ptr::null()),
         });
