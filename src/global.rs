@@ -32,6 +32,10 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
         .try_call_once(|| {
             let options = options.with_environment();
             let heap = Heap::for_process(&options).ok_or(())?;
+            #[cfg(feature = "hardened")]
+            if !crate::hardened::prepare(&heap) {
+                return Err(());
+            }
             decay::start(&options);
             Ok::<_, ()>(heap)
         })
@@ -234,6 +238,10 @@ unsafe impl GlobalAlloc for PageAllocator {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        #[cfg(feature = "hardened")]
+        if let Some(heap) = heap() {
+            crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
+        }
         if let Some(resized) = heap().and_then(|heap| heap.resize(ptr.addr(), layout, new_layout)) {
             return resized;
         }
@@ -266,7 +274,7 @@ impl PageAllocator {
     #[inline(never)]
     fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
         let Some(heap) = self.heap() else { return };
-        let mut address = ptr.addr();
+        let address = ptr.addr();
         let class = BuildGeometry.class_of(layout);
         if class == ClassIndex::NONE {
             heap.dealloc_run(address, Some(layout));
@@ -275,7 +283,7 @@ impl PageAllocator {
         let tag = heap.tag_for_free(address, class);
         match thread_cache::current_or_made(heap, Some(tag.shard())) {
             Some(cache) => cache.dealloc_slow(heap, tag, address),
-            None => heap.put_all(class, core::slice::from_mut(&mut address)),
+            None => thread_cache::put(heap, class, address),
         }
     }
 }
@@ -286,7 +294,7 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
         ClassIndex::NONE => component::run_within_limits(heap, layout, zeroed),
         class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => component::within_limits(heap, || cache.alloc_slow(heap, class)),
-            None => heap.alloc_block(Tag::new(ShardIndex(0), class)),
+            None => thread_cache::take(heap, Tag::new(ShardIndex(0), class)),
         },
     }
 }

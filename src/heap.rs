@@ -84,8 +84,9 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     shards_in_use: AtomicUsize,
     /// The accounts of the components, each of which has a shard beyond `shards`; none if the heap knows no components.
     ledger: Option<&'static Ledger>,
-    /// Whether the last page of a class and shard stays Divided when its last block is freed.
-    keeps_last_page: bool,
+    /// Whether this is the heap of the process: then the last page of a class and shard stays Divided when its last block
+    /// is freed, and guards are set if the build is hardened.
+    is_process_heap: bool,
     /// Most pages in use at a time.
     limit: PageCount,
     /// Multi runs in mappings of their own: see [`large`].
@@ -146,7 +147,7 @@ impl<G: Geometry> Heap<G> {
         pages: PageCount,
         shards: usize,
         ledger: Option<&'static Ledger>,
-        keeps_last_page: bool,
+        is_process_heap: bool,
         huge_pages: bool,
     ) -> Option<Heap<G>> {
         let page_size = geometry.page_size();
@@ -157,7 +158,7 @@ impl<G: Geometry> Heap<G> {
         let tables = Mapping::new(Self::bytes_of_tables(geometry, pages, all_shards))?;
         // SAFETY: mappings are aligned to an OS page, and the tables' is zeroed.
         let mut heap = unsafe { Heap::assemble(geometry, pages, shards, arena, tables) };
-        (heap.ledger, heap.keeps_last_page) = (ledger, keeps_last_page);
+        (heap.ledger, heap.is_process_heap) = (ledger, is_process_heap);
         Some(heap)
     }
 
@@ -191,7 +192,7 @@ impl<G: Geometry> Heap<G> {
             shards,
             shards_in_use: AtomicUsize::new(1),
             ledger: None,
-            keeps_last_page: false,
+            is_process_heap: false,
             limit: pages,
             mapped_apart: AtomicUsize::new(0),
             arena,

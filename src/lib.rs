@@ -45,7 +45,7 @@
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may
 //! allocator.rs      heaps for collections                                    global_heap.rs    over given memory
-//! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs
+//! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs, hardened.rs
 //! ```
 //!
 //! A page is Free, Divided (into blocks of one class) or part of a Multi run (one allocation). The layers know only
@@ -54,7 +54,8 @@
 //! # How a block is allocated
 //!
 //! 1. The layout's size, rounded up to its alignment, looks its class up in a table.
-//! 2. The thread's stack of that class is popped. That is all, nearly always: no lock, and the block is not touched.
+//! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was freed,
+//!    or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
 //! 3. If the stack is empty it grows, and is refilled to the half in one batch: under the lock of the bin, free bits
 //!    become addresses, a word of the bitmap at a time; from the fullest pages first, lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
@@ -67,7 +68,7 @@
 //!
 //! 1. The layout yields the class; the address yields the page, whose *tag* holds class and shard in one integer.
 //! 2. One compare of the tag with the one that the thread's cache expects proves that the address is in a Divided page
-//!    of that class and of the thread's own shard. The address is pushed.
+//!    of that class and of the thread's own shard. The address is pushed, and the block marked as freed.
 //! 3. A block of another shard, or of a component, waits in a stack of its own, and goes home in a batch.
 //! 4. A stack that is full grows; if it may not, its older half goes back: by shard, then page by page, a bit is set
 //!    for every block. A page without live blocks becomes Free.
@@ -87,15 +88,18 @@
 //!
 //! # What is never done
 //!
-//! No allocator data in user memory. No allocation, panic, unwinding or std I/O inside the allocator. No walk over
-//! all pages to serve a request. No free that the page table contradicts.
+//! No allocator data in user memory: the mark in a freed block tells misuse, and no address or size is read there. No
+//! allocation, panic, unwinding or std I/O inside the allocator. No walk over all pages to serve a request. No free that
+//! the page table contradicts.
 //!
 //! # Features
 //!
 //! `std` (default): thread caches through `thread_local!`. `initial-exec`: thread caches through a thread-local symbol
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `os`, which both
 //! imply: all that needs an operating system; without it there are heaps over given memory only ([`GlobalHeap`],
-//! [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections.
+//! [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`:
+//! misuse is seen at the call, freed blocks are wiped and checked, what is handed out is random, and pages that cannot
+//! be touched lie behind runs and between pages of blocks.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
@@ -117,6 +121,8 @@ mod fork;
 #[cfg(feature = "os")]
 mod global;
 mod global_heap;
+#[cfg(feature = "hardened")]
+mod hardened;
 mod heap;
 mod ledger;
 mod line;

@@ -116,6 +116,8 @@ struct Header {
     busy: bool,
     /// Multi head: how the run is mapped.
     mapping: Mapping,
+    /// Divided: whether free blocks below the watermark may have lost what was written to them when they were put back.
+    blank: bool,
     /// Divided: the sixteenths of the page that have no memory, a bit each. The others may have some.
     purged: u16,
     /// Divided: blocks handed out, those in thread caches included.
@@ -174,6 +176,8 @@ pub enum Misuse {
     NotAtStart,
     /// The block is free already.
     AlreadyFree,
+    /// The block was freed, and then freed again or written to.
+    UsedSinceFreed,
     /// The layout belongs to another size class, or to a run of another length.
     WrongLayout,
 }
@@ -185,6 +189,7 @@ impl fmt::Display for Misuse {
             Misuse::FreePage => "freed a pointer into a page that is not in use",
             Misuse::NotAtStart => "freed a pointer into the middle of a block",
             Misuse::AlreadyFree => "freed a block twice",
+            Misuse::UsedSinceFreed => "freed a block twice, or wrote to a freed block",
             Misuse::WrongLayout => "freed a block with the layout of another size class",
         })
     }
@@ -463,7 +468,7 @@ impl<G: Geometry> PageTable<G> {
         divided.bitmap().fill(0);
         divided.header.state = State::None;
         (divided.header.watermark, divided.header.first_word) = (0, 0);
-        (divided.header.busy, divided.header.purged) = (false, 0);
+        (divided.header.busy, divided.header.purged, divided.header.blank) = (false, 0, false);
         self.set_tag(page, Tag::NONE);
         runs.release(page, PageCount(1));
     }

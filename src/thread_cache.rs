@@ -1,4 +1,4 @@
-//! Thread caches: per thread and class a stack of block addresses. The blocks themselves are never touched.
+//! Thread caches: per thread and class a stack of block addresses.
 //!
 //! A cache serves and takes blocks of one shard's pages, to which it is assigned when it is made; blocks of other
 //! shards that its thread frees wait in stacks of their own until they go home. On the fast path nothing is locked
@@ -11,6 +11,8 @@
 
 use crate::component::Family;
 use crate::decay;
+#[cfg(feature = "hardened")]
+use crate::hardened;
 use crate::heap::Heap;
 use crate::ledger::MOST_COMPONENTS;
 use crate::lock::Lock;
@@ -24,7 +26,7 @@ use core::cell::Cell;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering::Relaxed};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
@@ -37,20 +39,36 @@ const LEAST_WORDS: usize = 4;
 const MOST_WORDS: usize = 512;
 /// Words that a stack of blocks for other shards grows to on account of components.
 const COMPONENT_WORDS: usize = 32;
+/// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
+#[cfg(feature = "hardened")]
+const LEAST_CHOICE: usize = 4;
 
-/// Lies below the lowest slot of a stack: what `pop` finds there says that the stack is empty.
-const BOTTOM: usize = 0;
+/// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
+/// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
+/// written to by somebody who had freed it.
+///
+/// No block, and no decision but to end the program, depends on what a block holds: a program that writes this itself
+/// goes unnoticed at worst. It fits into an instruction, and is no address.
+const FREED: u64 = -0x0F11_4EED_i64 as u64;
+/// Set in the slot of a block that need not begin with [`FREED`]: it was never in use since its page was divided, or
+/// the system has taken its contents.
+const UNMARKED: usize = 1 << (usize::BITS - 1);
+
+/// Lies below the lowest slot of a stack in place of a block, and is not [`FREED`]: what `pop` finds there says that
+/// the stack is empty.
+static NO_BLOCK: u64 = 0;
 /// Lies above the highest slot of a stack: what `push` finds there says that the stack is full. No block is at
 /// this address, and no free slot holds this value.
 const LID: usize = 1;
 
 /// The stack of every class that has none yet: empty and full.
-static NO_STACK: [AtomicUsize; 2] = [AtomicUsize::new(BOTTOM), AtomicUsize::new(LID)];
+static NO_STACK: [AtomicPtr<u64>; 2] =
+    [AtomicPtr::new(&raw const NO_BLOCK as *mut u64), AtomicPtr::new(ptr::without_provenance_mut(LID))];
 
 const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
-/// Where a stack's words are: `BOTTOM`, slots, `LID`.
+/// Where a stack's words are: the address of [`NO_BLOCK`], slots, [`LID`].
 struct Words {
     start: AtomicPtr<usize>,
     len: AtomicU32,
@@ -58,7 +76,7 @@ struct Words {
 
 /// A stack of addresses for each class.
 struct Stacks {
-    /// The highest slot in use, or `BOTTOM`.
+    /// The highest slot in use, or the bottom.
     tops: [AtomicPtr<usize>; CLASS_COUNT],
     words: [Words; CLASS_COUNT],
 }
@@ -84,6 +102,8 @@ pub(crate) struct ThreadCache {
     /// The last pass of [`decay`] that was seen, and how many blocks each local stack had then.
     passes: Cell<u32>,
     held_then: [Cell<u16>; CLASS_COUNT],
+    #[cfg(feature = "hardened")]
+    random: hardened::Random,
     /// Neighbours in the registry, which guards them.
     next: Cell<*const ThreadCache>,
     previous: Cell<*const ThreadCache>,
@@ -112,6 +132,8 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     calls: Cell::new(0),
     passes: Cell::new(0),
     held_then: [const { Cell::new(0) }; CLASS_COUNT],
+    #[cfg(feature = "hardened")]
+    random: hardened::Random::NONE,
     next: Cell::new(ptr::null()),
     previous: Cell::new(ptr::null()),
     family: Cell::new(ptr::null()),
@@ -186,6 +208,45 @@ fn prefetch_for_writing(address: usize) {
     let _ = address;
 }
 
+/// Writes down in a block that it is free.
+#[inline(always)]
+fn mark(address: usize) {
+    // SAFETY: the page table says that the address lies in a page of blocks, whose memory is committed, and the one who
+    // frees a block gives it up. If there is no block at the address, the program will end for it.
+    unsafe { ptr::with_exposed_provenance_mut::<u64>(address).write_unaligned(FREED) };
+}
+
+/// A block from its page without a cache, or null.
+pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
+    let block = heap.alloc_block(tag);
+    if !block.is_null() {
+        #[cfg(feature = "hardened")]
+        hardened::hand_out(heap, tag.class(), block.addr(), false);
+        // SAFETY: the block is the caller's to be, and no block is shorter.
+        unsafe { block.cast::<u64>().write(0) };
+    }
+    block
+}
+
+/// Gives a block back to its page without a cache.
+pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+    #[cfg(feature = "hardened")]
+    hardened::take_back(heap, class, address);
+    mark(address);
+    heap.put_all(class, slice::from_mut(&mut { address }));
+}
+
+/// Gives the blocks of slots back to their pages.
+fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize]) {
+    for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
+        *slot &= !UNMARKED;
+        #[cfg(feature = "hardened")]
+        hardened::wipe(class, *slot);
+        mark(*slot);
+    }
+    heap.put_all(class, slots);
+}
+
 /// The most words a stack of `class` grows to.
 fn most_words(class: ClassIndex) -> usize {
     let slots = MOST_BYTES / SizeClasses::BUILD.block(class);
@@ -207,18 +268,26 @@ impl Stacks {
         unsafe { self.tops.get_unchecked(class.get()) }
     }
 
-    /// The address on top, which is removed, or `BOTTOM`.
+    /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
     #[inline(always)]
-    fn pop(&self, class: ClassIndex) -> usize {
+    fn pop(&self, class: ClassIndex) -> *mut u8 {
         let top = self.top(class);
         let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use or to `BOTTOM`; below the former there is a slot or `BOTTOM`.
+        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. Each holds
+        // the address of a word that may be read, and written if it is in a block.
         unsafe {
-            let address = slot.read();
-            if address != BOTTOM {
+            let value = slot.read();
+            if value & UNMARKED != 0 {
                 top.store(slot.sub(1), Relaxed);
+                return ptr::with_exposed_provenance_mut(value & !UNMARKED);
             }
-            address
+            let block = ptr::with_exposed_provenance_mut::<u64>(value);
+            if block.read() != FREED {
+                return ptr::null_mut();
+            }
+            block.write(0);
+            top.store(slot.sub(1), Relaxed);
+            block.cast()
         }
     }
 
@@ -226,7 +295,7 @@ impl Stacks {
     #[inline(always)]
     fn push(&self, class: ClassIndex, address: usize) -> bool {
         let top = self.top(class);
-        // SAFETY: above a slot in use, and above `BOTTOM`, there is a slot or `LID`.
+        // SAFETY: above a slot in use, and above the bottom, there is a slot or `LID`.
         unsafe {
             let slot = top.load(Relaxed).add(1);
             if slot.read() == LID {
@@ -235,7 +304,15 @@ impl Stacks {
             slot.write(address);
             top.store(slot, Relaxed);
         }
+        mark(address);
         true
+    }
+
+    /// Whether there is room for one block more.
+    #[cfg(feature = "hardened")]
+    fn has_room(&self, class: ClassIndex) -> bool {
+        // SAFETY: as in `push`.
+        unsafe { self.top(class).load(Relaxed).add(1).read() != LID }
     }
 
     /// [`push`](Self::push) of a block that this thread is to hand out again.
@@ -266,7 +343,7 @@ impl Stacks {
     fn set_used(&self, class: ClassIndex, used: usize) {
         debug_assert!(used < self.words[class.get()].len.load(Relaxed) as usize);
         let start = self.words[class.get()].start.load(Relaxed);
-        // SAFETY: `used` is at most the number of slots, which follow `BOTTOM`.
+        // SAFETY: `used` is at most the number of slots, which follow the bottom.
         self.top(class).store(unsafe { start.add(used) }, Relaxed);
     }
 
@@ -275,8 +352,9 @@ impl Stacks {
         let Some(new) = metadata::alloc(len * size_of::<usize>()) else { return false };
         let new = new.cast::<usize>().as_ptr();
         let (old, used) = self.slots(class);
-        // SAFETY: the new words are zeroed, so `BOTTOM` is in place and no free slot holds `LID`; the slots in use fit.
+        // SAFETY: the new words are zeroed, so no free slot holds `LID`; the slots in use fit.
         unsafe {
+            new.write((&raw const NO_BLOCK).expose_provenance());
             new.add(len - 1).write(LID);
             new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
         }
@@ -291,7 +369,7 @@ impl Stacks {
     fn flush(&self, heap: &Heap<BuildGeometry>) {
         for class in classes() {
             let (slots, used) = self.slots(class);
-            heap.put_all(class, &mut slots[..used]);
+            put_slots(heap, class, &mut slots[..used]);
             if used > 0 {
                 self.set_used(class, 0);
             }
@@ -335,9 +413,32 @@ pub(crate) fn current<'a>() -> &'a ThreadCache {
 
 impl ThreadCache {
     /// A block of `class`, or null if the stack is empty.
+    #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        ptr::with_exposed_provenance_mut(self.local.pop(class))
+        self.local.pop(class)
+    }
+
+    /// A block of `class`, any in the stack, or null if that has too few for it to be hard to guess which.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
+        let (slots, _) = self.local.slots(class);
+        self.pop_at_random(class, slots.len() / LEAST_CHOICE)
+    }
+
+    /// A block of `class`, any in the stack, or null if that has no more than `left`.
+    #[cfg(feature = "hardened")]
+    fn pop_at_random(&self, class: ClassIndex, left: usize) -> *mut u8 {
+        let (slots, used) = self.local.slots(class);
+        let Some(heap) = crate::global::heap().filter(|_| used > left) else { return ptr::null_mut() };
+        slots.swap(used - 1, self.random.below(used));
+        let (address, unmarked) = (slots[used - 1] & !UNMARKED, slots[used - 1] & UNMARKED != 0);
+        let block = self.local.pop(class);
+        if block.is_null() {
+            heap.refuse_unmarked(address);
+        }
+        hardened::hand_out(heap, class, address, !unmarked);
+        block
     }
 
     /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
@@ -347,7 +448,18 @@ impl ThreadCache {
         debug_assert!(class.get() < CLASS_COUNT);
         // SAFETY: every class has an expected tag.
         let expected = unsafe { *self.expected.get_unchecked(class.get()) };
-        self.tag_of(address) == Some(expected) && self.local.push_warm(class, address)
+        self.tag_of(address) == Some(expected) && self.push_checked(class, address)
+    }
+
+    /// Puts a block on the stack of its class, if there is room.
+    #[inline(always)]
+    fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
+        #[cfg(feature = "hardened")]
+        match crate::global::heap().filter(|_| self.local.has_room(class)) {
+            Some(heap) => hardened::take_back(heap, class, address),
+            None => return false,
+        }
+        self.local.push_warm(class, address)
     }
 
     /// [`push`](Self::push) for a block whose class only the page table knows.
@@ -357,7 +469,7 @@ impl ThreadCache {
         // The class if the page is of this shard, else more than any class. The stack of class 0, which pages that
         // are not Divided have in shard 0, is always full.
         let class = tag.bits() ^ self.shard_bits;
-        class < CLASS_COUNT as u16 && self.local.push_warm(ClassIndex(class as u8), address)
+        class < CLASS_COUNT as u16 && self.push_checked(ClassIndex(class as u8), address)
     }
 
     /// The tag of the page that `address` lies in, if that is in the arena.
@@ -381,25 +493,37 @@ impl ThreadCache {
         if !block.is_null() {
             return block;
         }
+        #[cfg(not(feature = "hardened"))]
+        if let (slots, used @ 1..) = self.local.slots(class) {
+            heap.refuse_unmarked(slots[used - 1]);
+        }
         self.give_up_blocks(heap);
         self.grow(&self.local, class);
-        let (slots, _) = self.local.slots(class);
+        let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {
-            let mut slot = [0];
-            return if heap.refill(tag, &mut slot) == 1 { heap.pointer(slot[0]) } else { ptr::null_mut() };
+            return take(heap, tag);
         }
         let batch = slots.len().div_ceil(2);
-        let taken = heap.refill(tag, &mut slots[..batch]);
-        slots.copy_within(batch - taken..batch, 0);
-        self.local.set_used(class, taken);
-        self.pop(class)
+        let taken = heap.refill(tag, &mut slots[used..batch], |slots| {
+            slots.iter_mut().for_each(|slot| *slot |= UNMARKED);
+        });
+        slots.copy_within(batch - taken..batch, used);
+        #[cfg(feature = "hardened")]
+        self.random.shuffle(&mut slots[used..used + taken]);
+        self.local.set_used(class, used + taken);
+        #[cfg(not(feature = "hardened"))]
+        return self.local.pop(class);
+        #[cfg(feature = "hardened")]
+        return self.pop_at_random(class, 0);
     }
 
     /// Takes back a block that [`push`](Self::push) refused, after the page table was asked whose it is.
     pub(crate) fn dealloc_slow(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
         let stacks = if tag.shard() == self.shard { &self.local } else { &self.remote };
         let class = tag.class();
+        #[cfg(feature = "hardened")]
+        hardened::take_back(heap, class, address);
         if stacks.push(class, address) {
             return;
         }
@@ -410,13 +534,13 @@ impl ThreadCache {
             // The older half goes; what was freed last is warm. Where there was no memory for a stack, there is none.
             if used > 0 {
                 let going = used.div_ceil(2);
-                heap.put_all(class, &mut slots[..going]);
+                put_slots(heap, class, &mut slots[..going]);
                 slots.copy_within(going..used, 0);
                 stacks.set_used(class, used - going);
             }
         }
         if !stacks.push(class, address) {
-            heap.put_all(class, slice::from_mut(&mut { address }));
+            put(heap, class, address);
         }
     }
 
@@ -467,7 +591,7 @@ impl ThreadCache {
             let then = self.held_then[class.get()].replace(used as u16);
             if usize::from(then) == used && !slots.is_empty() {
                 let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
-                heap.put_all(class, &mut slots[..used]);
+                put_slots(heap, class, &mut slots[..used]);
                 self.local.drop_words(class);
                 self.slot_bytes.set(self.slot_bytes.get() - bytes);
                 self.held_then[class.get()].set(0);
@@ -563,6 +687,8 @@ impl Registry {
                 calls: Cell::new(CALLS.load(Relaxed)),
                 passes: Cell::new(decay::passes()),
                 held_then: [const { Cell::new(0) }; CLASS_COUNT],
+                #[cfg(feature = "hardened")]
+                random: hardened::Random::new(),
                 next: Cell::new(self.first),
                 previous: Cell::new(ptr::null()),
                 family: Cell::new(ptr::null()),

@@ -12,7 +12,7 @@ use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built
 use crate::thread_cache::{self, current};
 use crate::units::ClassIndex;
 use core::alloc::{GlobalAlloc, Layout};
-use core::{ptr, slice};
+use core::ptr;
 use static_assertions::const_assert;
 
 /// The alignment of what [`PageAllocator::malloc`] returns, for sizes above 8 bytes: that of every C type.
@@ -179,7 +179,7 @@ impl PageAllocator {
             return;
         }
         let Some(heap) = self.heap() else { return };
-        let mut address = ptr.addr();
+        let address = ptr.addr();
         match heap.tag_of(address) {
             None => {
                 heap.dealloc_run(address, None);
@@ -187,7 +187,7 @@ impl PageAllocator {
             }
             Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
                 Some(cache) => cache.dealloc_slow(heap, tag, address),
-                None => heap.put_all(tag.class(), slice::from_mut(&mut address)),
+                None => thread_cache::put(heap, tag.class(), address),
             },
         }
     }

@@ -18,6 +18,7 @@ const FOREIGN: &str = "freed a pointer that is not from this heap";
 const FREE_PAGE: &str = "freed a pointer into a page that is not in use";
 const MIDDLE: &str = "freed a pointer into the middle of a block";
 const TWICE: &str = "freed a block twice";
+const TWICE_OR_WRITTEN: &str = "freed a block twice, or wrote to a freed block";
 const OTHER_LAYOUT: &str = "freed a block with the layout of another size class";
 
 /// Runs `misuse` in a child, which must die of it and say `what` of the address that was [`announce`]d last, and
@@ -243,9 +244,11 @@ mod heap {
     }
 }
 
-/// The process heap sees at the call what the page's tag tells, and the rest when a thread cache gives back its blocks.
+/// The process heap sees at the call what the page's tag tells. A block freed twice is seen before it is handed out a
+/// second time, or when a thread cache gives back its blocks.
 mod global {
     use super::*;
+    use std::hint::black_box;
     use std::sync::atomic::{AtomicPtr, Ordering};
     use std::thread;
 
@@ -254,7 +257,7 @@ mod global {
     const BLOCK: Layout = Layout::new::<[u8; 768]>();
     const DIVIDED: &str = "Divided, class size: 768";
     const RUN: Layout = Layout::new::<[u8; 3 * PAGE]>();
-    const HEAD: &str = "Multi, of 3 pages";
+    const HEAD: &str = if cfg!(feature = "hardened") { "Multi, of 4 pages" } else { "Multi, of 3 pages" };
     const TAIL: &str = "Multi, not the first of its run";
 
     fn alloc(layout: Layout) -> *mut u8 {
@@ -472,6 +475,117 @@ mod global {
             }
             survived();
         });
+    }
+
+    /// Allocates until the end, as `block` was freed twice: it may not come twice.
+    #[cfg(not(feature = "hardened"))]
+    fn is_not_handed_out_twice(block: *mut u8) {
+        announce(block);
+        let mut came = 0;
+        for _ in 0..20_000 {
+            came += usize::from(alloc(BLOCK) == block);
+            assert!(came < 2, "two owners");
+        }
+        survived();
+    }
+
+    #[test]
+    #[cfg(not(feature = "hardened"))]
+    fn a_block_twice_in_a_row_before_it_is_handed_out_twice() {
+        dies_of(TWICE_OR_WRITTEN, DIVIDED, || {
+            let block = alloc(BLOCK);
+            // SAFETY: none for the second call, as said there.
+            unsafe {
+                free(block, BLOCK);
+                free(block, BLOCK);
+            }
+            is_not_handed_out_twice(block);
+        });
+    }
+
+    #[test]
+    #[cfg(not(feature = "hardened"))]
+    fn a_block_twice_with_others_in_between_before_it_is_handed_out_twice() {
+        dies_of(TWICE_OR_WRITTEN, DIVIDED, || {
+            let blocks: Vec<_> = (0..5).map(|_| alloc(BLOCK)).collect();
+            for number in [0, 1, 2, 3, 0, 4] {
+                // SAFETY: none for the second time, as said there.
+                unsafe { free(blocks[number], BLOCK) };
+            }
+            is_not_handed_out_twice(blocks[0]);
+        });
+    }
+
+    #[test]
+    #[cfg(not(feature = "hardened"))]
+    fn a_block_that_has_gone_back_to_its_page_twice_before_it_is_handed_out_twice() {
+        dies_of(TWICE_OR_WRITTEN, DIVIDED, || {
+            let blocks: Vec<_> = (0..4_000).map(|_| alloc(BLOCK)).collect();
+            // SAFETY: none for the last call, as said there; the blocks are live.
+            unsafe {
+                blocks[1..].iter().for_each(|&block| free(block, BLOCK));
+                free(blocks[0], BLOCK);
+                // Enough for that one to be given back, and not for all that came after it.
+                (0..200)
+                    .map(|_| alloc(BLOCK))
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .for_each(|&block| free(block, BLOCK));
+                free(blocks[0], BLOCK);
+            }
+            is_not_handed_out_twice(blocks[0]);
+        });
+    }
+
+    #[test]
+    #[cfg(not(feature = "hardened"))]
+    fn a_block_by_two_threads_before_it_is_handed_out_twice() {
+        dies_of(TWICE_OR_WRITTEN, DIVIDED, || {
+            let block = alloc(BLOCK);
+            // SAFETY: none for the second call, as said there.
+            unsafe { free(block, BLOCK) };
+            let shared = AtomicPtr::new(block);
+            // SAFETY: none, as said there.
+            let second = thread::spawn(move || unsafe { free(shared.into_inner(), BLOCK) });
+            second.join().expect("the thread's cache takes the block");
+            is_not_handed_out_twice(block);
+        });
+    }
+
+    #[test]
+    fn a_block_that_is_written_to_after_it_was_freed() {
+        dies_of(TWICE_OR_WRITTEN, DIVIDED, || {
+            let block = alloc(BLOCK);
+            announce(block);
+            // SAFETY: none for the second line. The allocator is to find that out, and ends the process.
+            unsafe {
+                free(block, BLOCK);
+                block.write_volatile(1);
+            }
+            (0..1_000).for_each(|_| _ = black_box(alloc(BLOCK)));
+            survived();
+        });
+    }
+
+    #[test]
+    fn a_block_that_lost_its_contents_to_a_purge_is_none_of_these() {
+        let output = in_child(
+            |_| (),
+            || {
+                for _ in 0..3 {
+                    let blocks: Vec<_> = (0..4_000).map(|_| alloc(BLOCK)).collect();
+                    // SAFETY: each block is freed once.
+                    let free = |&block: &*mut u8| unsafe { free(block, BLOCK) };
+                    // One in a hundred keeps its page in use.
+                    let (kept, freed): (Vec<_>, Vec<_>) =
+                        (0..).zip(blocks).partition(|(number, _)| number % 100 == 0);
+                    freed.iter().for_each(|(_, block)| free(block));
+                    assert!(GLOBAL.purge() > 0);
+                    kept.iter().for_each(|(_, block)| free(block));
+                }
+            },
+        );
+        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
     }
 
     #[test]

@@ -495,7 +495,7 @@ impl<G: Geometry> TableModel<G> {
         let size = self.table.geometry().classes().block(tag.class());
         let mut slots = vec![0; blocks];
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
-        let taken = divided.take(&mut slots);
+        let (taken, _) = divided.take(&mut slots);
         divided.settle();
         let lowest: Vec<usize> = (0..live.len()).filter(|&block| !live[block]).take(blocks).collect();
         let base = self.table.address_of(page);

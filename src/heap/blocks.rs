@@ -7,10 +7,13 @@ use crate::size_class::Geometry;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::ptr;
 
+/// Where guards are wanted, each page whose index is a multiple of this is one, and is not divided.
+const GROUP: usize = 16;
+
 impl<G: Geometry> Heap<G> {
     pub(crate) fn alloc_block(&self, tag: Tag) -> *mut u8 {
         let mut slot = [0];
-        match self.refill(tag, &mut slot) {
+        match self.refill(tag, &mut slot, |_| ()) {
             0 => ptr::null_mut(),
             _ => self.pointer(slot[0]),
         }
@@ -24,8 +27,9 @@ impl<G: Geometry> Heap<G> {
 
     /// Takes blocks of one class and shard, from the fullest pages first, and writes their addresses to the end of
     /// `slots`, such that a stack that ends there pops neighbours in ascending order. Returns how many: fewer than
-    /// asked for rather than begin a page while there are some, none if no page is to be had.
-    pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize]) -> usize {
+    /// asked for rather than begin a page while there are some, none if no page is to be had. `blank` is told of those
+    /// that hold nothing that was written when they were put back: they were never put back, or purged.
+    pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
         let mut bin = self.bin(tag);
         let granted = self.charge_blocks(tag, slots.len());
         let unused = slots.len() - granted;
@@ -42,7 +46,9 @@ impl<G: Geometry> Heap<G> {
             };
             let unfilled = slots.len() - taken;
             let mut divided = self.table.divided(&mut bin, page);
-            taken += divided.take(&mut slots[..unfilled]);
+            let (more, now_blank) = divided.take(&mut slots[..unfilled]);
+            blank(&mut slots[unfilled - more..][..now_blank]);
+            taken += more;
             divided.settle();
         }
         self.credit_blocks(tag, granted - taken);
@@ -72,7 +78,12 @@ impl<G: Geometry> Heap<G> {
         if !self.may_use(&runs, PageCount(1)) {
             return None;
         }
-        let page = self.find(&mut runs, PageCount(1))?;
+        let mut page = self.find(&mut runs, PageCount(1))?;
+        while self.guards() > 0 && page.get().is_multiple_of(GROUP) {
+            self.table.claim_multi(&mut runs, page, PageCount(1));
+            self.protect(page);
+            page = self.find(&mut runs, PageCount(1))?;
+        }
         self.table.claim_divided(&mut runs, bin, tag, page);
         Some(page)
     }
@@ -91,7 +102,7 @@ impl<G: Geometry> Heap<G> {
     /// Returns how many were put.
     fn put_shard(&self, tag: Tag, blocks: &mut [usize]) -> usize {
         let mut bin = self.bin(tag);
-        let keeps_last_page = self.keeps_last_page && self.component_of(tag) == ComponentIndex::NONE;
+        let keeps_last_page = self.is_process_heap && self.component_of(tag) == ComponentIndex::NONE;
         let (mut at, mut others) = (0, blocks.len());
         while at < others {
             let Some(page) = self.table.page_of(blocks[at]).filter(|&page| self.table.tag(page) == tag)
@@ -119,6 +130,14 @@ impl<G: Geometry> Heap<G> {
         }
         self.credit_blocks(tag, others);
         others
+    }
+
+    /// Ends the process, as the block at `address`, which is to be handed out, was in use meanwhile.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refuse_unmarked(&self, address: usize) -> ! {
+        let state = self.table.page_of(address).map(|page| self.page_state(page));
+        fault::misuse(Misuse::UsedSinceFreed, address, state)
     }
 
     /// The tag of the Divided page that `address` lies in, if it is in one.

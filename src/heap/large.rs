@@ -58,12 +58,47 @@ impl<G: Geometry> Heap<G> {
 
     /// Pages of a run for `layout`; `None` for more than any arena has.
     fn pages_for(&self, layout: Layout) -> Option<PageCount> {
-        PageCount::holding(layout.size().max(1), self.geometry().page_shift())
+        let count = PageCount::holding(layout.size().max(1), self.geometry().page_shift())?;
+        Some(PageCount(count.0.checked_add(self.guards())?))
+    }
+
+    /// Pages behind a run that cannot be touched.
+    pub(super) fn guards(&self) -> u32 {
+        u32::from(cfg!(feature = "hardened") && self.is_process_heap)
+    }
+
+    /// Makes a page a guard. Where the system refuses, there is none.
+    pub(super) fn protect(&self, page: PageIndex) {
+        #[cfg(feature = "hardened")]
+        // SAFETY: the page is committed, and in nobody's use.
+        unsafe {
+            sys::protect(self.at(page), self.page_size());
+        }
+        let _ = page;
+    }
+
+    /// Makes the last page of a run the guard that it is to have.
+    fn guard(&self, head: PageIndex, count: PageCount) {
+        if self.guards() > 0 {
+            self.protect(PageIndex(head.0 + count.0 - 1));
+        }
+    }
+
+    /// Undoes [`guard`](Self::guard). False if the system refuses.
+    fn unguard(&self, head: PageIndex, count: PageCount) -> bool {
+        let last = self.at(PageIndex(head.0 + count.0 - 1));
+        // SAFETY: the page is part of the arena, and is to be as the others.
+        self.guards() == 0 || unsafe { sys::commit(last, self.page_size()) }
     }
 
     /// Bytes of `count` pages that a run for `layout` does not need.
     fn tail(&self, count: PageCount, layout: Layout) -> usize {
-        count.bytes(self.geometry().page_shift()) - layout.size().max(1)
+        self.without_guard(count).bytes(self.geometry().page_shift()) - layout.size().max(1)
+    }
+
+    /// Of `count` pages of a run, those that can be used.
+    pub(super) fn without_guard(&self, count: PageCount) -> PageCount {
+        PageCount(count.0 - self.guards())
     }
 
     /// Where pages lie, as offsets from the start of the arena.
@@ -122,6 +157,7 @@ impl<G: Geometry> Heap<G> {
         self.table.claim_multi(&mut runs, start, count);
         self.table.set_owner(&mut runs, start, owner);
         self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
+        self.guard(start, count);
         Some((runs, start, count))
     }
 
@@ -181,6 +217,10 @@ impl<G: Geometry> Heap<G> {
     }
 
     fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+        if !self.unguard(head, count) {
+            // The run stays as it is, and nobody's.
+            return;
+        }
         let mapping = self.table.mapping(&runs, head);
         if mapping != Mapping::Usual {
             drop(runs);
@@ -208,12 +248,17 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> Option<*mut u8> {
         let new_count = self.pages_for(new)?;
         let (mut runs, head, count) = self.expect_run(address, old);
+        if new_count != count && !self.unguard(head, count) {
+            return None;
+        }
         if new_count < count {
             runs = self.shrink_run(runs, head, count, new_count);
         } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {
+            self.guard(head, count);
             drop(runs);
             return self.move_run(head, count, new);
         }
+        self.guard(head, new_count);
         self.table.set_multi_tail(&mut runs, head, self.tail(new_count, new));
         Some(self.pointer(address))
     }
@@ -265,7 +310,7 @@ impl<G: Geometry> Heap<G> {
     /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
     fn move_run(&self, head: PageIndex, count: PageCount, new: Layout) -> Option<*mut u8> {
         let bytes = count.bytes(self.geometry().page_shift());
-        if bytes < REMAPPED || !self.has_whole_os_pages() || !self.count_apart() {
+        if bytes < REMAPPED || self.guards() > 0 || !self.has_whole_os_pages() || !self.count_apart() {
             return None;
         }
         let owner = self.table.owner(&self.runs(), head);
@@ -324,6 +369,6 @@ impl<G: Geometry> Heap<G> {
             return self.geometry().classes().block(tag.class());
         }
         let (runs, head, count) = self.expect_run(address, None);
-        count.bytes(self.geometry().page_shift()) - self.table.multi_tail(&runs, head)
+        self.without_guard(count).bytes(self.geometry().page_shift()) - self.table.multi_tail(&runs, head)
     }
 }

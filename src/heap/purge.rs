@@ -115,7 +115,8 @@ impl<G: Geometry> Heap<G> {
         let Ok(count) = self.table.multi_run(&runs, page) else { return 0 };
         let bytes = self.table.multi_tail(&runs, page) & !(grain - 1);
         // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
-        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
+        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(self.without_guard(count))).sub(bytes), bytes) }
+        {
             bytes
         } else {
             0

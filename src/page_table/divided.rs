@@ -32,8 +32,9 @@ impl<G: Geometry> DividedPage<'_, G> {
     }
 
     /// Takes up to `slots.len()` blocks, lowest first, and writes their addresses to the end of `slots` in
-    /// descending order: a stack that ends there pops them in ascending order. Returns how many.
-    pub fn take(&mut self, slots: &mut [usize]) -> usize {
+    /// descending order: a stack that ends there pops them in ascending order. Returns how many, and how many of them,
+    /// the last in that order, hold nothing that was written when they were put back.
+    pub fn take(&mut self, slots: &mut [usize]) -> (usize, usize) {
         let block = self.table.geometry.classes().block(self.tag.class());
         let capacity = self.table.capacity_of(self.tag);
         let base = self.table.address_of(self.page);
@@ -60,11 +61,13 @@ impl<G: Geometry> DividedPage<'_, G> {
             address += block;
         }
         let taken = slots.len() - unfilled + fresh;
+        let blank = if self.header.blank { taken } else { fresh };
         self.header.purged = 0;
         self.header.first_word = at as u32;
         self.header.watermark = (watermark + fresh) as u32;
         self.header.live += taken as u32;
-        taken
+        self.header.blank &= self.header.live as usize != capacity;
+        (taken, blank)
     }
 
     /// Takes back the first of `blocks`, which lies in this page, and those that follow it as long as they do.
@@ -143,6 +146,7 @@ impl<G: Geometry> DividedPage<'_, G> {
     /// Notes that the page has no memory, and reads as zeros, from offset `start` to `end`.
     pub fn purged(&mut self, start: usize, end: usize, grain: usize) {
         let part = grain.max(self.table.geometry.page_size() / PARTS);
+        self.header.blank = true;
         for number in start / part..end / part {
             self.header.purged |= 1 << number;
         }

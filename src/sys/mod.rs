@@ -116,6 +116,26 @@ pub(crate) unsafe fn unmap(start: NonNull<u8>, bytes: usize) {
     }
 }
 
+/// Makes committed memory inaccessible until [`commit`] is called for it. It may be refused.
+///
+/// # Safety
+/// The range is committed and belongs to the caller, who does not use it meanwhile.
+#[cfg(feature = "hardened")]
+pub(crate) unsafe fn protect(start: NonNull<u8>, bytes: usize) -> bool {
+    // SAFETY: nobody uses the range.
+    unsafe { libc::mprotect(start.as_ptr().cast(), bytes, libc::PROT_NONE) == 0 }
+}
+
+/// A number that nobody can know beforehand, if the system has any.
+#[cfg(feature = "hardened")]
+pub(crate) fn random() -> u64 {
+    let mut number = 0;
+    number ^= milliseconds() ^ (&raw const number).addr() as u64;
+    // SAFETY: the number is long enough. It stays as it is if the system has none yet.
+    unsafe { libc::getrandom((&raw mut number).cast(), size_of::<u64>(), libc::GRND_NONBLOCK) };
+    number
+}
+
 /// Lets another thread run.
 pub(crate) fn yield_now() {
     // SAFETY: sched_yield has no preconditions.
