@@ -140,7 +140,7 @@ impl<G: Geometry> Heap<G> {
     ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
         let mut runs = self.runs();
-        if !self.may_use(&runs, count) || !self.charge_pages(owner, count) {
+        if !self.may_use(&runs, count) || !self.charge_run(owner, count) {
             return None;
         }
         let at_huge_page = if layout.size() >= LARGE && self.arena.has_huge_pages() {
@@ -150,7 +150,7 @@ impl<G: Geometry> Heap<G> {
         };
         let found = at_huge_page.or_else(|| self.find_aligned(&mut runs, count, layout.align()));
         let Some(start) = found else {
-            self.credit_pages(owner, count);
+            self.credit_run(owner, count);
             return None;
         };
         self.settle_account(owner);
@@ -239,7 +239,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     fn release_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
-        self.credit_pages(self.table.owner(runs, head), count);
+        self.credit_run(self.table.owner(runs, head), count);
         self.table.release_multi(runs, head, count);
     }
 
