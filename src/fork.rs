@@ -20,13 +20,21 @@ use crate::global::heap;
 use crate::metadata;
 use crate::sys;
 use crate::thread_cache;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// [`UNREGISTERED`], [`REGISTERED`], or the thread that is about to register the handlers.
 static REGISTRAR: AtomicUsize = AtomicUsize::new(UNREGISTERED);
 const UNREGISTERED: usize = 0;
 /// No address of a thread.
 const REGISTERED: usize = 1;
+
+/// Whether this process, or one that it is a copy of, has forked.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether another process may be a copy of this one, or this of another: they then share what neither has changed.
+pub(crate) fn has_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
 
 /// Registers the handlers, if no thread has done it, and returns when they are in place. False to the calls that
 /// registering itself gives rise to: the calling thread may use the heap all the same, but not publish it.
@@ -51,6 +59,7 @@ pub(crate) fn register() -> bool {
 
 /// Before the fork: takes all locks, in the lock order.
 extern "C" fn prepare() {
+    FORKED.store(true, Ordering::Relaxed);
     thread_cache::lock_registry();
     if let Some(heap) = heap() {
         heap.lock_all();
