@@ -23,6 +23,14 @@ impl<G: Geometry> Heap<G> {
     pub fn dump_json(&self, out: &mut impl Write) -> fmt::Result {
         write(self, Caches::None, None, out)
     }
+
+    /// [`dump_json`](Self::dump_json), with the figures of `before` in its member `before`.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn dump_json_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+        write(self, Caches::None, Some(before), out)
+    }
 }
 
 impl PageAllocator {
@@ -33,6 +41,14 @@ impl PageAllocator {
     /// Those of the writer; and [`fmt::Error`] when the system refuses the heap its address space.
     pub fn dump_json(&self, out: &mut impl Write) -> fmt::Result {
         write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, None, out)
+    }
+
+    /// [`dump_json`](Self::dump_json), with the figures of `before` in its member `before`.
+    ///
+    /// # Errors
+    /// As for [`dump_json`](Self::dump_json).
+    pub fn dump_json_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+        write(heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
     }
 }
 

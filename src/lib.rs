@@ -102,6 +102,7 @@ mod fault;
 mod fork;
 mod global;
 mod heap;
+mod html;
 mod human;
 mod json;
 mod line;

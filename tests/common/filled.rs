@@ -3,13 +3,15 @@
 use page_memory_allocator::{Heap, HeapOptions, SizeClasses};
 use std::alloc::Layout;
 
-/// A heap of `pages` pages of `page_size` bytes, all of which have been in use. Most hold blocks of several sizes, more
-/// of them free in every seventh page; others are runs, free, or free and written to.
+/// A heap of `pages` pages of `page_size` bytes, all of which have been in use. Most hold blocks of one of three sizes,
+/// some of them free, and a third of them written to; others are runs, or free.
 pub fn filled(pages: usize, page_size: usize) -> Heap {
     let classes = SizeClasses::POWERS_OF_TWO;
     let options = HeapOptions::new().capacity(pages * page_size).page_size(page_size).classes(classes);
     let heap = options.build().expect("the system has the addresses");
     let layout = |size: usize| Layout::from_size_align(size, 8).unwrap();
+    // Pages of one size side by side.
+    let side = (pages / 16).clamp(1, 7);
     let mut freed = Vec::new();
     for round in 0.. {
         let size = match round % 4 {
@@ -18,7 +20,7 @@ pub fn filled(pages: usize, page_size: usize) -> Heap {
             2 => page_size / 8,
             _ => (1 + round % 5) * page_size,
         };
-        let count = if size < page_size { 7 * page_size / size } else { 1 };
+        let count = if size < page_size { side * page_size / size } else { 1 };
         for number in 0..count {
             let block = heap.alloc(layout(size));
             if block.is_null() {
@@ -30,7 +32,7 @@ pub fn filled(pages: usize, page_size: usize) -> Heap {
                 // SAFETY: the block is live.
                 unsafe { block.write(1) };
             }
-            if number * size / page_size == 3 && number % 2 == 0 || size >= page_size && round % 3 == 0 {
+            if number % (2 * side) == 1 || size >= page_size && round % 3 == 0 {
                 freed.push((block, size));
             }
         }
