@@ -18,6 +18,7 @@
 use crate::decay;
 use crate::global::heap;
 use crate::metadata;
+use crate::report;
 use crate::sys;
 use crate::thread_cache;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -80,6 +81,7 @@ extern "C" fn in_child() {
         thread_cache::forget_other_threads();
         unlock();
         decay::after_fork();
+        report::after_fork();
     }
 }
 

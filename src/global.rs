@@ -5,6 +5,7 @@ use crate::fork;
 use crate::heap::Heap;
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
+use crate::report;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
@@ -39,7 +40,10 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
     // are provided for, as the heap is.
     thread_cache::exit_key();
     if fork::register() {
-        HEAP.store(ptr::from_ref(heap).cast_mut(), Ordering::Release);
+        let made = ptr::from_ref(heap).cast_mut();
+        if HEAP.swap(made, Ordering::AcqRel).is_null() {
+            report::start();
+        }
     }
     Some(heap)
 }
@@ -68,6 +72,9 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
 /// | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](Self::background_purge) |
 /// | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](Self::huge_pages) |
 /// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024 | [`limit`](Self::limit) |
+/// | `PMA_REPORT` | `exit` | when the process ends, what is still live is written to standard error, by class |
+/// | `PMA_DUMP_SIGNAL` | `USR1`, `USR2`, `HUP` or `QUIT` | on that signal the heap is dumped to `pma-PROCESS-N.txt` and `.html` |
+/// | `PMA_DUMP_DIR` | a directory | where those files are; the working directory unless set |
 ///
 /// A value that cannot be read is reported once on standard error, and ignored.
 ///

@@ -1,7 +1,7 @@
 //! The heap as a picture: one page of HTML that needs nothing else. What it shows is the document of
 //! [`json`](crate::json), which it holds; styles and script are files beside this one.
 
-use crate::global::{PageAllocator, heap};
+use crate::global::PageAllocator;
 use crate::heap::Heap;
 use crate::json;
 use crate::size_class::Geometry;
@@ -37,7 +37,7 @@ impl PageAllocator {
     /// # Errors
     /// Those of the writer; and [`fmt::Error`] when the system refuses the heap its address space.
     pub fn dump_html(&self, out: &mut impl Write) -> fmt::Result {
-        write(heap().ok_or(fmt::Error)?, Caches::OfProcess, None, out)
+        write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, None, out)
     }
 
     /// [`dump_html`](Self::dump_html), with what has changed since `before`.
@@ -45,7 +45,7 @@ impl PageAllocator {
     /// # Errors
     /// As for [`dump_html`](Self::dump_html).
     pub fn dump_html_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
-        write(heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
+        write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
     }
 }
 

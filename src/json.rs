@@ -48,7 +48,7 @@ impl PageAllocator {
     /// # Errors
     /// As for [`dump_json`](Self::dump_json).
     pub fn dump_json_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
-        write(heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
+        write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
     }
 }
 

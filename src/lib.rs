@@ -111,6 +111,7 @@ mod metadata;
 mod options;
 mod out;
 pub mod page_table;
+mod report;
 mod residency;
 pub mod runs;
 pub mod size_class;

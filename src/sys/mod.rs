@@ -4,6 +4,7 @@
 
 pub(crate) mod file;
 pub(crate) mod resident;
+pub(crate) mod signals;
 
 use core::ffi::CStr;
 use core::ptr::{self, NonNull};
