@@ -18,6 +18,7 @@
 use crate::decay;
 use crate::global::heap;
 use crate::metadata;
+use crate::profile;
 use crate::report;
 use crate::sys;
 use crate::thread_cache;
@@ -66,6 +67,7 @@ extern "C" fn prepare() {
         heap.lock_all();
     }
     metadata::lock_pool();
+    profile::lock();
 }
 
 /// After the fork, in the parent.
@@ -92,6 +94,7 @@ extern "C" fn in_child() {
 unsafe fn unlock() {
     // SAFETY: as the caller says; the registry comes last, as it keeps shards from coming into use.
     unsafe {
+        profile::unlock();
         metadata::unlock_pool();
         if let Some(heap) = heap() {
             heap.unlock_all();

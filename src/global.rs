@@ -5,6 +5,7 @@ use crate::fork;
 use crate::heap::Heap;
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
+use crate::profile;
 use crate::report;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
 use crate::thread_cache::{self, current};
@@ -42,6 +43,7 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
     if fork::register() {
         let made = ptr::from_ref(heap).cast_mut();
         if HEAP.swap(made, Ordering::AcqRel).is_null() {
+            profile::start();
             report::start();
         }
     }
@@ -189,7 +191,7 @@ unsafe impl GlobalAlloc for PageAllocator {
         if let Some(class) = class_of(layout) {
             let block = current().pop(class);
             if !block.is_null() {
-                return block;
+                return if profile::is_due(layout.size()) { alloc_sampled(layout, block) } else { block };
             }
         }
         self.alloc_slow(layout, false)
@@ -220,7 +222,7 @@ unsafe impl GlobalAlloc for PageAllocator {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        if let Some(resized) = heap().and_then(|heap| heap.resize(ptr.addr(), layout, new_layout)) {
+        if let Some(resized) = heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout)) {
             return resized;
         }
         // SAFETY: the new block differs from the old one, which is given up; both are as long as their layouts.
@@ -254,8 +256,10 @@ impl PageAllocator {
         let Some(heap) = self.heap() else { return };
         let mut address = ptr.addr();
         let class = BuildGeometry.class_of(layout);
-        if class == ClassIndex::NONE {
-            heap.dealloc_run(address, Some(layout));
+        let sampled = profile::forget(address);
+        if class == ClassIndex::NONE || sampled {
+            // A sampled block is a run, whatever its layout.
+            heap.dealloc_run(address, if sampled { None } else { Some(layout) });
             return decay::tick(heap);
         }
         let tag = heap.tag_for_free(address, class);
@@ -266,8 +270,40 @@ impl PageAllocator {
     }
 }
 
+/// [`Heap::resize`], with the profile told of it.
+#[inline]
+fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) -> Option<*mut u8> {
+    let run = BuildGeometry.class_of(old) == ClassIndex::NONE;
+    if !run && profile::is_sampled(address) {
+        // A run, though the layout is that of a block: it moves.
+        return None;
+    }
+    let resized = heap.resize(address, old, new)?;
+    if run {
+        profile::resized(address, old.size(), resized.addr(), new.size());
+    }
+    Some(resized)
+}
+
+/// A sampled allocation for `layout`, instead of `block`; that one, if there is none.
+#[cold]
+#[inline(never)]
+pub(crate) fn alloc_sampled(layout: Layout, block: *mut u8) -> *mut u8 {
+    let Some(heap) = heap() else { return block };
+    let Some(sampled) = profile::sample(heap, layout, false) else { return block };
+    if let Some(class) = class_of(layout).filter(|&class| !current().push(class, block.addr())) {
+        heap.put_all(class, core::slice::from_mut(&mut block.addr()));
+    }
+    sampled
+}
+
 fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     decay::tick(heap);
+    if profile::is_due(layout.size())
+        && let Some(sampled) = profile::sample(heap, layout, zeroed)
+    {
+        return sampled;
+    }
     match BuildGeometry.class_of(layout) {
         ClassIndex::NONE => heap.alloc_run(layout, zeroed),
         class => match thread_cache::current_or_made(heap, None) {

@@ -93,7 +93,7 @@
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap.
 
 #![no_std]
-#[cfg(any(test, all(feature = "std", not(feature = "initial-exec"))))]
+#[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
 mod arena;
 mod decay;
@@ -111,6 +111,11 @@ mod metadata;
 mod options;
 mod out;
 pub mod page_table;
+#[cfg(feature = "profile")]
+mod profile;
+#[cfg(not(feature = "profile"))]
+#[path = "profile/off.rs"]
+mod profile;
 mod report;
 mod residency;
 pub mod runs;
@@ -127,6 +132,8 @@ mod unsized_calls;
 pub use dump::{DumpOptions, View};
 pub use global::{OutOfMemory, PageAllocator};
 pub use heap::{Heap, HeapError, HeapOptions};
+#[cfg(feature = "profile")]
+pub use profile::Profile;
 pub use size_class::SizeClasses;
 pub use snapshot::{ClassChange, Difference, Snapshot};
 pub use stats::{ClassStats, FreeStats, Resident, RunStats, Stats};

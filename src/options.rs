@@ -77,7 +77,7 @@ fn parse_switch(value: &str) -> Option<bool> {
     }
 }
 
-fn parse_bytes(value: &str) -> Option<usize> {
+pub(crate) fn parse_bytes(value: &str) -> Option<usize> {
     let (digits, shift) = match value.as_bytes().last()? {
         b'K' => (&value[..value.len() - 1], 10),
         b'M' => (&value[..value.len() - 1], 20),
