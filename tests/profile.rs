@@ -25,6 +25,7 @@ fn sampling<F: FnOnce()>(interval: &str, body: F) {
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
+#[allow(clippy::vec_box)] // each block is an allocation
 #[inline(never)]
 fn keep_small() -> Vec<Box<[u8; 500]>> {
     (0..100_000).map(|_| Box::new([1; 500])).collect()
