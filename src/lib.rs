@@ -37,11 +37,13 @@
 //! ```text
 //! global.rs         PageAllocator: GlobalAlloc, and nothing but dispatch     unsized_calls.rs  the same for C
 //! thread_cache.rs   stacks of addresses, one cache a thread                  tls.rs            the pointer to it
-//! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans, dump, stats: who reads it
+//! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans.rs          a walk for readers
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
+//! stats.rs          the resident size in parts; residency.rs, summary.rs     dump, json, html  the heap in words and pictures
+//! report.rs         what a process is asked for from outside                 profile/          who allocated what is live
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs
 //! ```
 //!
@@ -91,6 +93,7 @@
 //!
 //! `std` (default): thread caches through `thread_local!`. `initial-exec`: thread caches through a thread-local symbol
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap.
+//! `profile`: a sampled profile of what is live.
 
 #![no_std]
 #[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
