@@ -48,8 +48,8 @@ impl Snapshot {
     }
 
     /// What has changed from `before` to this snapshot, of the same heap.
-    pub const fn diff<'s>(&'s self, before: &'s Snapshot) -> Difference<'s> {
-        Difference { before: &before.0, after: &self.0 }
+    pub const fn diff(&self, before: &Snapshot) -> Difference {
+        Difference { before: before.0, after: self.0 }
     }
 }
 
@@ -58,9 +58,9 @@ impl Snapshot {
 /// [`Display`](fmt::Display) writes the parts of the resident size that changed, and the size classes that did, those
 /// with the most live bytes gained first.
 #[derive(Clone, Copy, Debug)]
-pub struct Difference<'s> {
-    before: &'s Stats,
-    after: &'s Stats,
+pub struct Difference {
+    before: Stats,
+    after: Stats,
 }
 
 /// What has changed in one size class.
@@ -85,7 +85,7 @@ impl ClassChange {
     }
 }
 
-impl Difference<'_> {
+impl Difference {
     /// What has changed in each size class, in ascending order, those without change left out.
     pub fn classes(&self) -> impl Iterator<Item = ClassChange> {
         let pairs = self.before.classes().iter().zip(self.after.classes());
@@ -140,7 +140,7 @@ impl fmt::Display for Change {
     }
 }
 
-impl fmt::Display for Difference<'_> {
+impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Resident size: {}", Change(self.process_bytes()))?;
         writeln!(f, "Handed out:    {}", Change(self.live_bytes()))?;
