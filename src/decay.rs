@@ -7,6 +7,7 @@
 
 use crate::heap::{Heap, Unused};
 use crate::options::Options;
+use crate::report;
 use crate::size_class::BuildGeometry;
 use crate::sys;
 use crate::units::{PageCount, PageIndex};
@@ -58,6 +59,7 @@ pub(crate) fn passes() -> u32 {
 /// To be called now and then, on slow paths without locks.
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
+    report::tick();
     let due = DUE.load(Relaxed);
     if due == NEVER {
         if THREAD.load(Relaxed) == WAITING {

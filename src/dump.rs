@@ -4,19 +4,89 @@
 //! while anything is written: the writer may allocate from the very heap that it shows.
 
 #[cfg(feature = "os")]
+mod classes;
+mod table;
+#[cfg(feature = "os")]
+mod worst;
+
+#[cfg(feature = "os")]
+pub(crate) use table::fold;
+
+#[cfg(feature = "os")]
 use crate::global::PageAllocator;
 use crate::heap::Heap;
-use crate::page_table::PageState;
-use crate::size_class::Geometry;
-use crate::spans::Span;
-use crate::stats::Summary;
 #[cfg(feature = "os")]
-use crate::sys;
-use crate::units::{ComponentIndex, PageCount, PageIndex};
+use crate::out::{Out, Target};
+use crate::size_class::Geometry;
+#[cfg(feature = "os")]
+use crate::stats::Stats;
+#[cfg(feature = "os")]
+use crate::sys::Stream;
+use crate::units::PageCount;
 use core::fmt::{self, Write};
 
 /// A heap of no more pages than this has a line for each; in a larger one, neighbours in the same condition fold.
 const MOST_PAGES_UNFOLDED: PageCount = PageCount(64);
+
+#[cfg(feature = "os")]
+/// What a dump shows of the page table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum View {
+    /// Every page in heaps of up to 64 pages, neighbours folded in larger ones.
+    #[default]
+    BySize,
+    /// A line for each page.
+    EveryPage,
+    /// A line for neighbours in the same condition.
+    Folded,
+    /// The size classes that have pages, a line for each, and the runs.
+    Classes,
+    /// The pages that keep most memory resident beside the blocks that are live in them: at most so many, and no more
+    /// than 64.
+    Worst(usize),
+}
+
+#[cfg(feature = "os")]
+/// What is dumped.
+///
+/// ```
+/// use page_memory_allocator::{DumpOptions, PageAllocator, View};
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new();
+///
+/// fn main() {
+///     let mut text = String::new();
+///     HEAP.dump_with(DumpOptions::new().sums(true).view(View::Worst(5)), &mut text).unwrap();
+///     assert!(text.starts_with("Resident size:"));
+/// }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DumpOptions {
+    view: View,
+    sums: bool,
+}
+
+#[cfg(feature = "os")]
+impl DumpOptions {
+    /// The page table alone, as [`Heap::dump`] shows it.
+    pub const fn new() -> DumpOptions {
+        DumpOptions { view: View::BySize, sums: false }
+    }
+
+    /// What is shown of the page table.
+    pub const fn view(mut self, view: View) -> DumpOptions {
+        self.view = view;
+        self
+    }
+
+    /// Whether the [`Stats`] stand above it.
+    pub const fn sums(mut self, sums: bool) -> DumpOptions {
+        self.sums = sums;
+        self
+    }
+}
 
 impl<G: Geometry> Heap<G> {
     /// Prints the page table to standard output. Nothing is allocated, and no lock is held while it is written.
@@ -41,7 +111,7 @@ impl<G: Geometry> Heap<G> {
     /// While other threads allocate, each page is shown as it was at the moment it was looked at.
     #[cfg(feature = "os")]
     pub fn dump(&self) {
-        StandardOutput::print(|out| self.dump_to(out));
+        Out::print(Target::Stream(Stream::Output), |out| self.dump_to(out));
     }
 
     /// [`dump`](Self::dump) to a writer, which may use this heap.
@@ -49,17 +119,26 @@ impl<G: Geometry> Heap<G> {
     /// # Errors
     /// Those of the writer.
     pub fn dump_to(&self, out: &mut impl Write) -> fmt::Result {
-        write_table(self, out).map(|_| ())
+        table::write(self, self.pages() > MOST_PAGES_UNFOLDED, out)
+    }
+
+    /// Writes what `options` ask for, to a writer that may use this heap.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    #[cfg(feature = "os")]
+    pub fn dump_with(&self, options: DumpOptions, out: &mut impl Write) -> fmt::Result {
+        write(self, options, || self.stats(), out)
     }
 }
 
 #[cfg(feature = "os")]
 impl PageAllocator {
-    /// Prints the page table of the process heap to standard output, in the form of [`Heap::dump`], and behind it
-    /// the [`Summary`] of its lines. In the table, blocks in thread caches are not free; the summary tells them from
-    /// live ones. Nothing is allocated, and no lock is held while it is written.
+    /// Prints the [`Stats`] of the process heap to standard output, and below them its page table in the form of
+    /// [`Heap::dump`], with a line for each component below that. In the table, blocks in thread caches are not free; the
+    /// sums tell them from live ones. Nothing is allocated, and no lock is held while it is written.
     pub fn dump(&self) {
-        StandardOutput::print(|out| self.dump_to(out));
+        Out::print(Target::Stream(Stream::Output), |out| self.dump_to(out));
     }
 
     /// [`dump`](Self::dump) to a writer, which may allocate.
@@ -67,14 +146,21 @@ impl PageAllocator {
     /// # Errors
     /// Those of the writer.
     pub fn dump_to(&self, out: &mut impl Write) -> fmt::Result {
+        self.dump_with(DumpOptions::new().sums(true), out)
+    }
+
+    /// Writes what `options` ask for, to a writer that may allocate.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn dump_with(&self, options: DumpOptions, out: &mut impl Write) -> fmt::Result {
         match self.heap() {
             Some(heap) => {
-                let summary = write_table(heap, out)?.with_caches();
-                writeln!(out, "{summary}")?;
+                write(heap, options, || self.stats(), out)?;
                 let mut written = Ok(());
                 self.components(|stats| {
                     if written.is_ok() {
-                        written = writeln!(out, "Component:     {stats}");
+                        written = writeln!(out, "Component: {stats}");
                     }
                 });
                 written
@@ -84,118 +170,25 @@ impl PageAllocator {
     }
 }
 
-/// Writes the table, and counts what is written.
-fn write_table<G: Geometry>(heap: &Heap<G>, out: &mut dyn Write) -> Result<Summary, fmt::Error> {
-    let folds = heap.pages() > MOST_PAGES_UNFOLDED;
-    writeln!(out, "|------------Allocator Info------------|")?;
-    writeln!(out, "Memory heap: {}", heap.reserved_bytes())?;
-    writeln!(out, "Page size: {}", heap.page_size())?;
-    writeln!(out, "Amount of pages: {}", heap.pages().get())?;
-    writeln!(out, "|--------------Pages Info--------------|")?;
-    let mut summary = Summary::of_pages(heap.page_size());
-    let mut line: Option<Span> = None;
-    for span in heap.spans() {
-        summary.add(&span);
-        if !folds {
-            for page in (span.first.0..span.first.plus(span.pages).0).map(PageIndex) {
-                write_line(heap, Span { first: page, pages: PageCount(1), ..span }, out)?;
-            }
-            continue;
-        }
-        match &mut line {
-            Some(line) if line.owner == span.owner && fold(line.state, span.state) => {
-                line.pages.0 += span.pages.0;
-            }
-            _ => {
-                if let Some(line) = line.replace(span) {
-                    write_line(heap, line, out)?;
-                }
-            }
-        }
-    }
-    if let Some(line) = line {
-        write_line(heap, line, out)?;
-    }
-    writeln!(out, "|--------------------------------------|")?;
-    Ok(summary.finish(heap))
-}
-
-/// Whether a span in state `next` goes on the line of one in state `line` before it.
-fn fold(line: PageState, next: PageState) -> bool {
-    use PageState::{Divided, Free, MultiHead, MultiTail};
-    match (line, next) {
-        (Free, Free) => true,
-        (
-            Divided { block, free_blocks, .. },
-            Divided { block: next_block, free_blocks: next_free_blocks, .. },
-        ) => (block, free_blocks) == (next_block, next_free_blocks),
-        // A run of which a part was seen before it grew.
-        (MultiHead { .. } | MultiTail, MultiTail) => true,
-        _ => false,
-    }
-}
-
-fn write_line<G: Geometry>(heap: &Heap<G>, span: Span, out: &mut dyn Write) -> fmt::Result {
-    let address = heap.table().address_of(span.first);
-    write!(out, "{}", span.first)?;
-    if span.pages > PageCount(1) {
-        write!(out, "..{}", span.first.0 + span.pages.0 - 1)?;
-    }
-    match span.state {
-        PageState::Free => write!(out, ".Status: Free;Address: {address:#x};")?,
-        PageState::Divided { block, free_blocks, next_offset, .. } => {
-            let next = address + next_offset;
-            write!(
-                out,
-                ".Status: Divided;Address: {next:#x};Class size: {block};Free blocks: {free_blocks};"
-            )?;
-        }
-        PageState::MultiHead { .. } | PageState::MultiTail => {
-            write!(out, ".Status: Multi;Address: {address:#x};")?;
-        }
-    }
-    if span.owner != ComponentIndex::NONE {
-        write!(out, "Component: {};", heap.component_name(span.owner))?;
-    }
-    out.write_str("\n")
-}
-
-/// Standard output behind a buffer on the stack.
 #[cfg(feature = "os")]
-struct StandardOutput {
-    text: [u8; 4096],
-    len: usize,
-}
-
-#[cfg(feature = "os")]
-impl StandardOutput {
-    /// Prints what `write` writes.
-    fn print(write: impl FnOnce(&mut StandardOutput) -> fmt::Result) {
-        let mut out = StandardOutput { text: [0; 4096], len: 0 };
-        // Writing to the buffer cannot fail.
-        let _ = write(&mut out);
-        out.flush();
+fn write<G: Geometry>(
+    heap: &Heap<G>,
+    options: DumpOptions,
+    stats: impl Fn() -> Stats,
+    out: &mut dyn Write,
+) -> fmt::Result {
+    let known = (options.sums || options.view == View::Classes).then(stats);
+    if let Some(stats) = &known
+        && options.sums
+    {
+        writeln!(out, "{stats}")?;
     }
-
-    fn flush(&mut self) {
-        sys::write(sys::Stream::Output, &self.text[..self.len]);
-        self.len = 0;
-    }
-}
-
-#[cfg(feature = "os")]
-impl Write for StandardOutput {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            if self.len == self.text.len() {
-                self.flush();
-            }
-            let fits = rest.len().min(self.text.len() - self.len);
-            self.text[self.len..self.len + fits].copy_from_slice(&rest[..fits]);
-            self.len += fits;
-            rest = &rest[fits..];
-        }
-        Ok(())
+    match (options.view, known) {
+        (View::BySize, _) => table::write(heap, heap.pages() > MOST_PAGES_UNFOLDED, out),
+        (View::EveryPage, _) => table::write(heap, false, out),
+        (View::Folded, _) => table::write(heap, true, out),
+        (View::Classes, Some(stats)) => classes::write(&stats, out),
+        (View::Classes, None) => Ok(()),
+        (View::Worst(most), _) => worst::write(heap, most, out),
     }
 }

@@ -18,15 +18,25 @@
 use crate::decay;
 use crate::global::heap;
 use crate::metadata;
+use crate::profile;
+use crate::report;
 use crate::sys;
 use crate::thread_cache;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// [`UNREGISTERED`], [`REGISTERED`], or the thread that is about to register the handlers.
 static REGISTRAR: AtomicUsize = AtomicUsize::new(UNREGISTERED);
 const UNREGISTERED: usize = 0;
 /// No address of a thread.
 const REGISTERED: usize = 1;
+
+/// Whether this process, or one that it is a copy of, has forked.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether another process may be a copy of this one, or this of another: they then share what neither has changed.
+pub(crate) fn has_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
 
 /// Registers the handlers, if no thread has done it, and returns when they are in place. False to the calls that
 /// registering itself gives rise to: the calling thread may use the heap all the same, but not publish it.
@@ -51,11 +61,13 @@ pub(crate) fn register() -> bool {
 
 /// Before the fork: takes all locks, in the lock order.
 extern "C" fn prepare() {
+    FORKED.store(true, Ordering::Relaxed);
     thread_cache::lock_registry();
     if let Some(heap) = heap() {
         heap.lock_all();
     }
     metadata::lock_pool();
+    profile::lock();
 }
 
 /// After the fork, in the parent.
@@ -71,6 +83,7 @@ extern "C" fn in_child() {
         thread_cache::forget_other_threads();
         unlock();
         decay::after_fork();
+        report::after_fork();
     }
 }
 
@@ -81,6 +94,7 @@ extern "C" fn in_child() {
 unsafe fn unlock() {
     // SAFETY: as the caller says; the registry comes last, as it keeps shards from coming into use.
     unsafe {
+        profile::unlock();
         metadata::unlock_pool();
         if let Some(heap) = heap() {
             heap.unlock_all();

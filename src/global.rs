@@ -6,6 +6,8 @@ use crate::fork;
 use crate::heap::{Heap, room_for};
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
+use crate::profile;
+use crate::report;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
@@ -44,7 +46,11 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
     // are provided for, as the heap is.
     thread_cache::exit_key();
     if fork::register() {
-        HEAP.store(ptr::from_ref(heap).cast_mut(), Ordering::Release);
+        let made = ptr::from_ref(heap).cast_mut();
+        if HEAP.swap(made, Ordering::AcqRel).is_null() {
+            profile::start();
+            report::start();
+        }
     }
     Some(heap)
 }
@@ -73,6 +79,9 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
 /// | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](Self::background_purge) |
 /// | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](Self::huge_pages) |
 /// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024 | [`limit`](Self::limit) |
+/// | `PMA_REPORT` | `exit` | when the process ends, what is still live is written to standard error, by class |
+/// | `PMA_DUMP_SIGNAL` | `USR1`, `USR2`, `HUP` or `QUIT` | on that signal the heap is dumped to `pma-PROCESS-N.txt` and `.html` |
+/// | `PMA_DUMP_DIR` | a directory | where those files are; the working directory unless set |
 ///
 /// A value that cannot be read is reported once on standard error, and ignored.
 ///
@@ -207,7 +216,7 @@ unsafe impl GlobalAlloc for PageAllocator {
         if let Some(class) = class_of(layout) {
             let block = current().pop(class);
             if !block.is_null() {
-                return block;
+                return if profile::is_due(layout.size()) { alloc_sampled(layout, block) } else { block };
             }
         }
         self.alloc_slow(layout, false)
@@ -239,10 +248,12 @@ unsafe impl GlobalAlloc for PageAllocator {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         #[cfg(feature = "hardened")]
-        if let Some(heap) = heap() {
+        if let Some(heap) = heap()
+            && !profile::is_sampled(ptr.addr())
+        {
             crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
         }
-        if let Some(resized) = heap().and_then(|heap| heap.resize(ptr.addr(), layout, new_layout)) {
+        if let Some(resized) = heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout)) {
             return resized;
         }
         // SAFETY: the new block differs from the old one, which is given up; both are as long as their layouts.
@@ -276,8 +287,10 @@ impl PageAllocator {
         let Some(heap) = self.heap() else { return };
         let address = ptr.addr();
         let class = BuildGeometry.class_of(layout);
-        if class == ClassIndex::NONE {
-            heap.dealloc_run(address, Some(layout));
+        let sampled = profile::forget(address);
+        if class == ClassIndex::NONE || sampled {
+            // A sampled block is a run, whatever its layout.
+            heap.dealloc_run(address, if sampled { None } else { Some(layout) });
             return decay::tick(heap);
         }
         let tag = heap.tag_for_free(address, class);
@@ -288,8 +301,38 @@ impl PageAllocator {
     }
 }
 
+/// [`Heap::resize`], with the profile told of it.
+#[inline]
+fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) -> Option<*mut u8> {
+    let run = BuildGeometry.class_of(old) == ClassIndex::NONE;
+    if !run && profile::is_sampled(address) {
+        // A run, though the layout is that of a block: it moves.
+        return None;
+    }
+    let resized = heap.resize(address, old, new)?;
+    if run {
+        profile::resized(address, old.size(), resized.addr(), new.size());
+    }
+    Some(resized)
+}
+
+/// A sampled allocation for `layout`, instead of `block`; that one, if there is none.
+#[cold]
+#[inline(never)]
+pub(crate) fn alloc_sampled(layout: Layout, block: *mut u8) -> *mut u8 {
+    let Some(heap) = heap() else { return block };
+    let Some(sampled) = profile::sample(heap, layout, false) else { return block };
+    PageAllocator::new().dealloc_slow(block, layout);
+    sampled
+}
+
 fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     decay::tick(heap);
+    if profile::is_due(layout.size())
+        && let Some(sampled) = profile::sample(heap, layout, zeroed)
+    {
+        return sampled;
+    }
     match BuildGeometry.class_of(layout) {
         ClassIndex::NONE => component::run_within_limits(heap, layout, zeroed),
         class => match thread_cache::current_or_made(heap, None) {

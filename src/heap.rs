@@ -213,7 +213,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     #[inline]
-    fn geometry(&self) -> G {
+    pub(crate) fn geometry(&self) -> G {
         self.table.geometry()
     }
 
@@ -393,6 +393,14 @@ impl<G: Geometry> Heap<G> {
         let frontier = self.runs().frontier();
         let bins = (self.shards_in_use() + self.components().count()) * self.geometry().class_count();
         PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
+    }
+
+    /// Where the page table for the committed pages is, and the bins: start and length in bytes, upward.
+    pub(crate) fn tables_in_use(&self) -> [(usize, usize); 4] {
+        let frontier = self.runs().frontier();
+        let [headers, indices, bitmaps] = self.table.storage_in_use(frontier);
+        let bins = self.shards * self.geometry().class_count() * size_of::<LockedBin>();
+        [headers, indices, bitmaps, (self.bins.addr().get(), bins)]
     }
 
     /// Address of the arena's first byte.

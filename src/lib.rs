@@ -38,13 +38,15 @@
 //! ```text
 //! global.rs         PageAllocator: GlobalAlloc, and nothing but dispatch     unsized_calls.rs  the same for C
 //! thread_cache.rs   stacks of addresses, one cache a thread                  tls.rs            the pointer to it
-//! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans, dump, stats: who reads it
+//! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans.rs          a walk for readers
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may
 //! allocator.rs      heaps for collections                                    global_heap.rs    over given memory
+//! stats.rs          the resident size in parts; residency.rs, summary.rs     dump, json, html  the heap in words and pictures
+//! report.rs         what a process is asked for from outside                 profile/          who allocated what is live
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs, hardened.rs
 //! ```
 //!
@@ -99,13 +101,13 @@
 //! imply: all that needs an operating system; without it there are heaps over given memory only ([`GlobalHeap`],
 //! [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`:
 //! misuse is seen at the call, freed blocks are wiped and checked, what is handed out is random, and pages that cannot
-//! be touched lie behind runs and between pages of blocks.
+//! be touched lie behind runs and between pages of blocks. `profile`: a sampled profile of what is live.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
 // Without an operating system there are no thread caches, who are the only ones to use some of the layers below them.
 #![cfg_attr(not(feature = "os"), allow(dead_code))]
-#[cfg(any(test, all(feature = "std", not(feature = "initial-exec"))))]
+#[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
 #[cfg(any(feature = "allocator-api2", feature = "nightly"))]
 mod allocator;
@@ -124,6 +126,11 @@ mod global_heap;
 #[cfg(feature = "hardened")]
 mod hardened;
 mod heap;
+#[cfg(feature = "os")]
+mod html;
+mod human;
+#[cfg(feature = "os")]
+mod json;
 mod ledger;
 mod line;
 mod lock;
@@ -131,11 +138,26 @@ mod lock;
 mod metadata;
 #[cfg(feature = "os")]
 mod options;
+#[cfg(feature = "os")]
+mod out;
 pub mod page_table;
+#[cfg(feature = "profile")]
+mod profile;
+#[cfg(all(feature = "os", not(feature = "profile")))]
+#[path = "profile/off.rs"]
+mod profile;
+#[cfg(feature = "os")]
+mod report;
+#[cfg(feature = "os")]
+mod residency;
 pub mod runs;
 pub mod size_class;
+#[cfg(feature = "os")]
+mod snapshot;
 mod spans;
+#[cfg(feature = "os")]
 mod stats;
+mod summary;
 #[cfg_attr(not(feature = "os"), path = "sys/bare.rs")]
 mod sys;
 #[cfg(feature = "os")]
@@ -149,6 +171,8 @@ mod unsized_calls;
 mod usage;
 #[cfg(feature = "os")]
 pub use component::{Component, ComponentStats, InComponent, Inside};
+#[cfg(feature = "os")]
+pub use dump::{DumpOptions, View};
 pub use fault::set_fault_handler;
 #[cfg(feature = "os")]
 pub use global::{OutOfMemory, PageAllocator};
@@ -156,7 +180,13 @@ pub use global_heap::GlobalHeap;
 pub use heap::{Heap, HeapError, HeapOptions};
 #[cfg(feature = "os")]
 pub use ledger::{SoftLimitExceeded, SoftLimitListener};
+#[cfg(feature = "profile")]
+pub use profile::Profile;
 pub use size_class::SizeClasses;
-pub use stats::Summary;
+#[cfg(feature = "os")]
+pub use snapshot::{ClassChange, Difference, Snapshot};
+#[cfg(feature = "os")]
+pub use stats::{ClassStats, FreeStats, Resident, RunStats, Stats};
+pub use summary::Summary;
 #[cfg(feature = "os")]
 pub use usage::Usage;

@@ -12,12 +12,16 @@ pub(crate) const MOST: usize = 16 << 10;
 const SIZES: usize = (MOST / LEAST).ilog2() as usize + 1;
 /// The first mapping; each is as large as all before it, so that few are needed.
 const FIRST_MAPPING: usize = 256 << 10;
+/// More mappings than fit an address space, each as large as all before it.
+const MOST_MAPPINGS: usize = usize::BITS as usize;
 
 /// Pieces never used, and pieces given back, by size.
 struct Pool {
     unused: Option<NonNull<u8>>,
     unused_bytes: usize,
     mapped: usize,
+    /// The mappings, in the order they were made.
+    mappings: Mappings,
     /// Heads of lists that are linked through the first word of each piece.
     free: [Option<NonNull<u8>>; SIZES],
 }
@@ -25,7 +29,16 @@ struct Pool {
 // SAFETY: the pool owns what its pointers lead to.
 unsafe impl Send for Pool {}
 
-static POOL: Lock<Pool> = Lock::new(Pool { unused: None, unused_bytes: 0, mapped: 0, free: [None; SIZES] });
+static POOL: Lock<Pool> = Lock::new(Pool {
+    unused: None,
+    unused_bytes: 0,
+    mapped: 0,
+    mappings: [(0, 0); MOST_MAPPINGS],
+    free: [None; SIZES],
+});
+
+/// Start and length of mappings; length 0 for none.
+pub(crate) type Mappings = [(usize, usize); MOST_MAPPINGS];
 
 fn index_of(bytes: usize) -> usize {
     (bytes.max(LEAST).next_power_of_two() / LEAST).ilog2() as usize
@@ -85,6 +98,11 @@ pub(crate) fn mapped_bytes() -> usize {
     POOL.lock().mapped
 }
 
+/// Where the memory for the allocator's own use is.
+pub(crate) fn mappings() -> Mappings {
+    POOL.lock().mappings
+}
+
 impl Pool {
     /// A piece never used, which is zero.
     fn cut(&mut self, size: usize) -> Option<NonNull<u8>> {
@@ -95,6 +113,9 @@ impl Pool {
             self.unused = Some(sys::map_zeroed(bytes)?);
             self.unused_bytes = bytes;
             self.mapped += bytes;
+            if let Some(mapping) = self.mappings.iter_mut().find(|(_, len)| *len == 0) {
+                *mapping = (self.unused?.addr().get(), bytes);
+            }
         }
         let start = self.unused?;
         let padding = padding(start);

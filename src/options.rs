@@ -7,6 +7,8 @@
 //! | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](crate::PageAllocator::huge_pages) |
 //! | `PMA_LIMIT` | bytes, or so many `K`, `M` or `G` (of 1024) | [`limit`](crate::PageAllocator::limit) |
 //!
+//! Those of [`report`](crate::report) have no options beside them.
+//!
 //! A variable outranks the type. What cannot be read is reported once, on standard error, and ignored.
 
 use crate::line::Line;
@@ -75,7 +77,7 @@ fn parse_switch(value: &str) -> Option<bool> {
     }
 }
 
-fn parse_bytes(value: &str) -> Option<usize> {
+pub(crate) fn parse_bytes(value: &str) -> Option<usize> {
     let (digits, shift) = match value.as_bytes().last()? {
         b'K' => (&value[..value.len() - 1], 10),
         b'M' => (&value[..value.len() - 1], 20),

@@ -308,6 +308,17 @@ impl<G: Geometry> PageTable<G> {
         self.base
     }
 
+    /// Where the parts of the table are that serve the pages below `frontier`: start and length in bytes.
+    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 3] {
+        let sections = Sections::new(self.capacity, self.words_per_page);
+        let (start, bitmaps) = (self.headers.addr().get(), self.bitmaps.addr().get());
+        [
+            (start, frontier.get() * size_of::<Header>()),
+            (start + sections.tags, sections.bitmaps - sections.tags),
+            (bitmaps, frontier.get() * self.words_per_page * size_of::<u64>()),
+        ]
+    }
+
     /// The tags, one a page, for lookups on a fast path.
     pub(crate) fn tags(&self) -> *const AtomicU16 {
         self.tags.as_ptr()

@@ -78,6 +78,10 @@ static POWER_RECIPROCALS: [u64; POWER_COUNT] = {
     reciprocals
 };
 
+/// Most classes of any set, entry 0 included.
+pub(crate) const MOST_CLASSES: usize =
+    if built::CLASS_COUNT > POWER_COUNT { built::CLASS_COUNT } else { POWER_COUNT };
+
 impl SizeClasses {
     /// The table that `build.rs` generated.
     pub const BUILD: &'static SizeClasses = &SizeClasses {

@@ -5,7 +5,7 @@
 //! may take as long as they like, and may even allocate from the heap they walk over.
 
 use crate::heap::Heap;
-use crate::page_table::PageState;
+use crate::page_table::{DividedPage, PageState};
 use crate::size_class::Geometry;
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 
@@ -50,6 +50,11 @@ impl<G: Geometry> Heap<G> {
 
     /// What the pages from `first` on are at this moment.
     pub(crate) fn span_at(&self, first: PageIndex) -> Span {
+        self.span_with(first, |_| {})
+    }
+
+    /// [`span_at`](Self::span_at); if the page is Divided, `look` sees it in that state, with its bin locked.
+    pub(crate) fn span_with(&self, first: PageIndex, look: impl FnOnce(&mut DividedPage<'_, G>)) -> Span {
         let table = self.table();
         loop {
             // The tag says which lock to take. If the page is something else by then, it is looked at again.
@@ -57,7 +62,9 @@ impl<G: Geometry> Heap<G> {
             if tag.is_divided() {
                 let mut bin = self.bin(tag);
                 if table.tag(first) == tag {
-                    let state = table.divided(&mut bin, first).state();
+                    let mut divided = table.divided(&mut bin, first);
+                    let state = divided.state();
+                    look(&mut divided);
                     return Span { first, pages: PageCount(1), state, owner: self.component_of(tag) };
                 }
                 continue;

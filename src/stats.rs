@@ -1,129 +1,333 @@
-//! What a heap's memory is used for, counted from the page table.
+//! Where the memory of the process is: its resident size, taken apart by what the page table says.
 
-#[cfg(feature = "os")]
 use crate::global::PageAllocator;
 use crate::heap::Heap;
-#[cfg(feature = "os")]
+use crate::human::{Bytes, Count, Share};
 use crate::metadata;
 use crate::page_table::PageState;
-use crate::size_class::Geometry;
-use crate::spans::Span;
-#[cfg(feature = "os")]
+use crate::residency::{Residency, ResidentSpan, ResidentSpans};
+use crate::size_class::{Geometry, MOST_CLASSES};
+use crate::summary::Summary;
+use crate::sys;
 use crate::thread_cache;
-use crate::units::PageCount;
+use crate::units::{ClassIndex, PageCount};
 use core::fmt;
 
-/// What the pages of a heap, and the bytes in them, are used for.
+/// The resident size of the process, in parts. Each resident byte is in exactly one:
 ///
-/// Every byte of the arena is counted once, in either of two ways:
+/// > `live_block_bytes + cached_block_bytes + free_block_bytes + tail_bytes + live_run_bytes + free_page_bytes +
+/// > table_bytes + cache_bytes + other_bytes = process_bytes`
 ///
-/// > `free_pages + divided_pages + multi_pages = reserved_bytes / page_size`
-/// >
-/// > `live_bytes + cached_bytes + free_block_bytes + tail_bytes + free_pages * page_size = reserved_bytes`
-///
-/// While threads allocate, each page is counted as it was when it was looked at, and the figures as a whole are near
-/// the truth; the sums hold all the same.
-///
-/// [`Display`](fmt::Display) writes a line for each.
+/// What is resident is what the system says of each OS page. An OS page of a Divided page holds several blocks, or
+/// part of one: each of them has its share of it. Of the blocks that the page table takes for live, those in thread
+/// caches are known by number only, so they have the part of their class's resident bytes that they are by number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
-pub struct Summary {
-    /// Bytes in a page.
-    pub page_size: usize,
-    /// Pages not in use, those that were never committed included.
-    pub free_pages: PageCount,
-    /// Pages that are divided into blocks.
-    pub divided_pages: PageCount,
-    /// Pages of runs.
-    pub multi_pages: PageCount,
-    /// Blocks of Divided pages that the program holds; those in thread caches are not among them.
-    pub live_blocks: usize,
-    /// Runs of pages: each is one allocation.
-    pub live_runs: usize,
-    /// Bytes in those blocks and runs: what the program asked for, rounded up to blocks and pages.
-    pub live_bytes: usize,
-    /// Blocks that wait in thread caches.
-    pub cached_blocks: usize,
-    /// Bytes in those blocks.
-    pub cached_bytes: usize,
-    /// Blocks of Divided pages that are free.
-    pub free_blocks: usize,
-    /// Bytes in those blocks.
+pub struct Resident {
+    /// Resident bytes of the whole process, as in `/proc/self/smaps`.
+    pub process_bytes: usize,
+    /// In blocks that the program holds.
+    pub live_block_bytes: usize,
+    /// In blocks that wait in thread caches.
+    pub cached_block_bytes: usize,
+    /// In free blocks of Divided pages.
     pub free_block_bytes: usize,
-    /// Bytes behind the last whole block of Divided pages.
+    /// Behind the last whole block of Divided pages.
     pub tail_bytes: usize,
-    /// Bytes of address space in the arena.
-    pub reserved_bytes: usize,
-    /// Bytes of the arena that are committed: the system may back them with memory.
-    pub committed_bytes: usize,
-    /// Bytes of the allocator's own tables that serve the committed pages, and of its thread caches. Untouched
-    /// parts of them are not backed by memory.
+    /// In runs that the program holds.
+    pub live_run_bytes: usize,
+    /// In free pages.
+    pub free_page_bytes: usize,
+    /// The page table and the bins.
     pub table_bytes: usize,
+    /// The thread caches themselves: addresses of blocks, not the blocks.
+    pub cache_bytes: usize,
+    /// All else: code, stacks, data, other mappings, and other heaps than this one.
+    pub other_bytes: usize,
 }
 
-impl Summary {
-    /// A summary of no pages yet.
-    pub(crate) fn of_pages(page_size: usize) -> Summary {
-        Summary { page_size, ..Summary::default() }
+/// The Divided pages of one size class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct ClassStats {
+    /// Bytes in a block.
+    pub block: usize,
+    /// Bytes in a block of the next smaller class; 0 if there is none.
+    pub smaller_block: usize,
+    /// Pages of the class.
+    pub pages: PageCount,
+    /// Blocks that the program holds.
+    pub live_blocks: usize,
+    /// Blocks that wait in thread caches.
+    pub cached_blocks: usize,
+    /// Blocks that are free in their pages.
+    pub free_blocks: usize,
+    /// Resident bytes of the pages.
+    pub resident_bytes: usize,
+    /// Those of them in blocks that the program holds or that wait in thread caches.
+    pub taken_resident_bytes: usize,
+    /// Those of them in free blocks.
+    pub free_resident_bytes: usize,
+}
+
+impl ClassStats {
+    /// Bytes handed out: those of the live blocks.
+    pub const fn live_bytes(&self) -> usize {
+        self.live_blocks * self.block
+    }
+
+    /// The least that the live blocks were asked for with, in bytes. Nothing remembers what was asked for; but a
+    /// smaller class serves all that fits it, so every request was, rounded up to its alignment, longer than a block
+    /// of that. The most is [`live_bytes`](Self::live_bytes).
+    pub const fn least_asked_bytes(&self) -> usize {
+        self.live_blocks * (self.smaller_block + 1)
+    }
+
+    /// Resident bytes in blocks that wait in thread caches: the part that they are, by number, of the blocks that are
+    /// not free.
+    pub fn cached_resident_bytes(&self) -> usize {
+        let taken = (self.live_blocks + self.cached_blocks).max(1);
+        (self.taken_resident_bytes as u128 * self.cached_blocks as u128 / taken as u128) as usize
+    }
+
+    /// Resident bytes in blocks that the program holds.
+    pub fn live_resident_bytes(&self) -> usize {
+        self.taken_resident_bytes - self.cached_resident_bytes()
+    }
+}
+
+/// The runs of pages that the program holds: one allocation each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct RunStats {
+    /// How many.
+    pub runs: usize,
+    /// Pages in them.
+    pub pages: PageCount,
+    /// Bytes handed out: those of the pages.
+    pub live_bytes: usize,
+    /// The least that they were asked for with, in bytes, rounded up to the alignment: each needed its last page, and
+    /// was too long for a block. The most is [`live_bytes`](Self::live_bytes).
+    pub least_asked_bytes: usize,
+    /// Resident bytes.
+    pub resident_bytes: usize,
+}
+
+/// The free pages of what is committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct FreeStats {
+    /// How many, those never committed left out.
+    pub pages: PageCount,
+    /// Those of them with resident bytes: they were in use, and wait to be used again or purged.
+    pub resident_pages: PageCount,
+    /// Resident bytes.
+    pub resident_bytes: usize,
+}
+
+impl FreeStats {
+    /// Pages without resident bytes: purged, or never touched.
+    pub const fn purged_pages(&self) -> PageCount {
+        PageCount(self.pages.0 - self.resident_pages.0)
+    }
+}
+
+/// Where the memory of the process is. Made by [`PageAllocator::stats`] and [`Heap::stats`].
+///
+/// [`Display`](fmt::Display) writes the resident size and its parts, in units for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The use of the address space, resident or not.
+    pub summary: Summary,
+    /// The resident size of the process, in parts.
+    pub resident: Resident,
+    /// Runs of pages.
+    pub runs: RunStats,
+    /// Free pages.
+    pub free: FreeStats,
+    classes: [ClassStats; MOST_CLASSES],
+    class_count: usize,
+}
+
+impl Stats {
+    pub(crate) fn none() -> Stats {
+        Stats {
+            summary: Summary::default(),
+            resident: Resident::default(),
+            runs: RunStats::default(),
+            free: FreeStats::default(),
+            classes: [ClassStats::default(); MOST_CLASSES],
+            class_count: 0,
+        }
+    }
+
+    /// All size classes of the heap in ascending order, those without pages included.
+    pub fn classes(&self) -> &[ClassStats] {
+        &self.classes[..self.class_count]
+    }
+
+    /// Bytes handed out to the program, in blocks and runs.
+    pub const fn live_bytes(&self) -> usize {
+        self.summary.live_bytes
+    }
+
+    /// The least that the program asked for, in bytes: see [`ClassStats::least_asked_bytes`].
+    pub fn least_asked_bytes(&self) -> usize {
+        self.classes().iter().map(ClassStats::least_asked_bytes).sum::<usize>() + self.runs.least_asked_bytes
+    }
+
+    /// The figures of a heap before its pages are counted.
+    pub(crate) fn of_no_pages<G: Geometry>(heap: &Heap<G>) -> Stats {
+        let mut stats = Stats::none();
+        stats.summary = Summary::of_pages(heap.page_size());
+        stats.class_count = heap.geometry().class_count() - 1;
+        let block = |class: usize| heap.geometry().classes().block(ClassIndex(class as u8));
+        for (at, class) in stats.classes[..stats.class_count].iter_mut().enumerate() {
+            (class.smaller_block, class.block) = (block(at), block(at + 1));
+        }
+        stats
+    }
+
+    /// Reads the whole table of `heap`.
+    fn of<G: Geometry>(heap: &Heap<G>, caches: Caches) -> Stats {
+        let mut stats = Stats::of_no_pages(heap);
+        ResidentSpans::new(heap).for_each(|span| stats.add(&span));
+        stats.finish(heap, caches)
     }
 
     /// Counts the pages of `span`.
-    pub(crate) fn add(&mut self, span: &Span) {
-        let pages = span.pages;
-        match span.state {
-            PageState::Free => self.free_pages.0 += pages.0,
-            PageState::Divided { block, free_blocks, live_blocks, .. } => {
-                self.divided_pages.0 += pages.0;
-                self.live_blocks += live_blocks;
-                self.live_bytes += live_blocks * block;
-                self.free_blocks += free_blocks;
-                self.free_block_bytes += free_blocks * block;
-                self.tail_bytes += self.page_size - (live_blocks + free_blocks) * block;
+    pub(crate) fn add(&mut self, span: &ResidentSpan) {
+        let page_size = self.summary.page_size;
+        self.summary.add(&span.span);
+        match span.span.state {
+            PageState::Free => {
+                self.free.pages.0 += span.committed_pages.0;
+                self.free.resident_pages.0 += if span.resident > 0 { span.span.pages.0 } else { 0 };
+                self.free.resident_bytes += span.resident;
+            }
+            PageState::Divided { class, free_blocks, live_blocks, .. } => {
+                let class = &mut self.classes[class.get() - 1];
+                class.pages.0 += 1;
+                class.live_blocks += live_blocks;
+                class.free_blocks += free_blocks;
+                class.resident_bytes += span.resident;
+                class.taken_resident_bytes += span.taken_resident();
+                class.free_resident_bytes += span.free_resident;
+                self.resident.tail_bytes += span.tail_resident;
             }
             PageState::MultiHead { .. } | PageState::MultiTail => {
-                self.multi_pages.0 += pages.0;
-                self.live_runs += usize::from(span.state != PageState::MultiTail);
-                self.live_bytes += pages.get() * self.page_size;
+                let head = span.span.state != PageState::MultiTail;
+                let bytes = span.span.pages.get() * page_size;
+                let largest_block = self.classes[..self.class_count].last().map_or(0, |class| class.block);
+                self.runs.runs += usize::from(head);
+                self.runs.pages.0 += span.span.pages.0;
+                self.runs.live_bytes += bytes;
+                self.runs.least_asked_bytes +=
+                    if head { (bytes - page_size).max(largest_block) + 1 } else { bytes };
+                self.runs.resident_bytes += span.resident;
             }
         }
     }
 
-    /// Adds what is known of the heap as a whole, after all of its pages were counted.
-    pub(crate) fn finish<G: Geometry>(mut self, heap: &Heap<G>) -> Summary {
-        self.reserved_bytes = heap.reserved_bytes();
-        self.committed_bytes = heap.committed_bytes();
-        self.table_bytes = heap.table_bytes();
+    /// Adds what is known of the heap, its thread caches and the process as a whole, after all pages were counted.
+    pub(crate) fn finish<G: Geometry>(mut self, heap: &Heap<G>, caches: Caches) -> Stats {
+        self.summary = self.summary.finish(heap);
+        let mut residency = Residency::new();
+        let mut counted = 0;
+        for (start, bytes) in heap.tables_in_use() {
+            // Whole OS pages: what is between the parts, in a page with one of them, serves nothing else.
+            let from = (start - start % sys::page_size()).max(counted);
+            counted = (start + bytes).next_multiple_of(sys::page_size()).max(from);
+            self.resident.table_bytes += residency.bytes(from, counted - from);
+        }
+        if caches == Caches::OfProcess {
+            self.tell_caches_apart();
+            for (start, bytes) in metadata::mappings() {
+                self.resident.cache_bytes += residency.bytes(start, bytes);
+            }
+        }
+        self.add_up();
         self
     }
 
     /// Tells the blocks in thread caches, which the page table takes for live, from those that the program holds.
-    #[cfg(feature = "os")]
-    pub(crate) fn with_caches(mut self) -> Summary {
+    fn tell_caches_apart(&mut self) {
         let cached = thread_cache::totals();
-        // The caches are counted after the pages. More than was live then cannot be told apart.
-        self.cached_blocks = cached.blocks.min(self.live_blocks);
-        self.cached_bytes = cached.bytes.min(self.live_bytes);
-        self.live_blocks -= self.cached_blocks;
-        self.live_bytes -= self.cached_bytes;
-        self.table_bytes += metadata::mapped_bytes();
-        self
+        let (mut blocks, mut bytes) = (0, 0);
+        for (class, cached) in self.classes.iter_mut().zip(&cached.blocks[1..]) {
+            // The caches are counted after the pages. More than was live then cannot be told apart.
+            class.cached_blocks = class.live_blocks.min(*cached);
+            class.live_blocks -= class.cached_blocks;
+            blocks += class.cached_blocks;
+            bytes += class.cached_blocks * class.block;
+        }
+        let summary = &mut self.summary;
+        (summary.cached_blocks, summary.cached_bytes) = (blocks, bytes);
+        summary.live_blocks -= blocks;
+        summary.live_bytes -= bytes;
+        summary.table_bytes += metadata::mapped_bytes();
+    }
+
+    /// Sums up the parts of the resident size, and what remains of it.
+    fn add_up(&mut self) {
+        let parts = &mut self.resident;
+        for class in &self.classes[..self.class_count] {
+            parts.live_block_bytes += class.live_resident_bytes();
+            parts.cached_block_bytes += class.cached_resident_bytes();
+            parts.free_block_bytes += class.free_resident_bytes;
+        }
+        parts.live_run_bytes = self.runs.resident_bytes;
+        parts.free_page_bytes = self.free.resident_bytes;
+        let own = parts.own_bytes();
+        // While threads allocate, the parts may come to more than the process had a moment later.
+        parts.process_bytes = sys::resident::process_bytes().unwrap_or(0).max(own);
+        parts.other_bytes = parts.process_bytes - own;
+    }
+}
+
+/// Whose thread caches hold blocks of a heap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Caches {
+    /// Nobody's: a heap of one's own.
+    None,
+    /// Those of the process's threads.
+    OfProcess,
+}
+
+impl Resident {
+    /// All parts but `other_bytes`: what is resident of the heap and its tables.
+    pub const fn own_bytes(&self) -> usize {
+        self.arena_bytes() + self.table_bytes + self.cache_bytes
+    }
+
+    /// What is resident of the arena: blocks, tails, runs and free pages.
+    pub const fn arena_bytes(&self) -> usize {
+        self.live_block_bytes
+            + self.cached_block_bytes
+            + self.free_block_bytes
+            + self.tail_bytes
+            + self.live_run_bytes
+            + self.free_page_bytes
     }
 }
 
 impl<G: Geometry> Heap<G> {
-    /// Counts what the heap is used for, from the page table. Nothing is allocated, and no lock is held for longer
-    /// than it takes to look at one page or run.
-    pub fn summary(&self) -> Summary {
-        let mut summary = Summary::of_pages(self.page_size());
-        self.spans().for_each(|span| summary.add(&span));
-        summary.finish(self)
+    /// Takes the resident size of the process apart: what this heap has of it, and the rest. Nothing is allocated, and
+    /// no lock is held for longer than it takes to look at one page or run.
+    ///
+    /// The system is asked about every OS page that is committed: some milliseconds for each gigabyte.
+    pub fn stats(&self) -> Stats {
+        Stats::of(self, Caches::None)
     }
 }
 
-#[cfg(feature = "os")]
 impl PageAllocator {
-    /// Counts what the process heap is used for. Blocks in thread caches are told from live ones. Nothing is
+    /// Takes the resident size of the process apart. Blocks in thread caches are told from live ones. Nothing is
     /// allocated, and no lock is held for longer than it takes to look at one page or run.
+    ///
+    /// The system is asked about every OS page that is committed: some milliseconds for each gigabyte. Where that is
+    /// too much, [`summary`](Self::summary) reads the page table only.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;
@@ -133,95 +337,46 @@ impl PageAllocator {
     ///
     /// fn main() {
     ///     let megabyte = vec![1u8; 1 << 20];
-    ///     let summary = HEAP.summary();
-    ///     assert!(summary.live_runs >= 1 && summary.live_bytes >= megabyte.len());
-    ///     println!("{summary}");
+    ///     let stats = HEAP.stats();
+    ///     assert!(stats.resident.live_run_bytes >= megabyte.len());
+    ///     assert!(stats.resident.process_bytes > stats.resident.live_run_bytes);
+    ///     println!("{stats}");
     /// }
     /// ```
-    pub fn summary(&self) -> Summary {
-        self.heap().map_or_else(Summary::default, |heap| heap.summary().with_caches())
+    pub fn stats(&self) -> Stats {
+        self.heap().map_or_else(Stats::none, |heap| Stats::of(heap, Caches::OfProcess))
     }
 }
 
-impl fmt::Display for Summary {
+impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let runs = Count(self.live_runs, "run");
-        let pages = |count: PageCount| (Bytes(count.get() * self.page_size), Count(count.get(), "page"));
-        let (free_bytes, free) = pages(self.free_pages);
-        let (divided_bytes, divided) = pages(self.divided_pages);
-        let (multi_bytes, multi) = pages(self.multi_pages);
-        writeln!(f, "Free pages:    {free_bytes} {free:>10}")?;
-        writeln!(f, "Divided pages: {divided_bytes} {divided:>10}")?;
-        writeln!(f, "Multi pages:   {multi_bytes} {multi:>10} in {runs}")?;
-        let blocks = |bytes: usize, count: usize| (Bytes(bytes), Count(count, "block"));
-        let (live_bytes, live) = blocks(self.live_bytes, self.live_blocks);
-        let (cached_bytes, cached) = blocks(self.cached_bytes, self.cached_blocks);
-        let (free_bytes, free) = blocks(self.free_block_bytes, self.free_blocks);
-        writeln!(f, "Live:          {live_bytes} {live:>10} and {runs}")?;
-        writeln!(f, "Cached:        {cached_bytes} {cached:>10}")?;
-        writeln!(f, "Free blocks:   {free_bytes} {free:>10}")?;
-        writeln!(f, "Page tails:    {}", Bytes(self.tail_bytes))?;
-        writeln!(f, "Reserved:      {}", Bytes(self.reserved_bytes))?;
-        writeln!(f, "Committed:     {}", Bytes(self.committed_bytes))?;
-        write!(f, "Own tables:    {}", Bytes(self.table_bytes))
-    }
-}
-
-/// So many of something; the width of the format is that of the number.
-struct Count(usize, &'static str);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.0 == 1 { "" } else { "s" };
-        write!(f, "{:>width$} {}{plural}", self.0, self.1, width = f.width().unwrap_or(0))
-    }
-}
-
-/// Bytes for people to read, always ten characters wide: `1023   B`, `1.0 KiB`, `12.3 GiB`.
-pub(crate) struct Bytes(pub(crate) usize);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-        let unit = self.0.checked_ilog2().unwrap_or(0) as usize / 10;
-        if unit == 0 {
-            return write!(f, "{:>6} {:>3}", self.0, UNITS[unit]);
-        }
-        // Rounded down, so that 1023.99 KiB does not become 1024.0.
-        let tenths = (self.0 as u128 * 10) >> (10 * unit);
-        write!(f, "{:>4}.{} {:>3}", tenths / 10, tenths % 10, UNITS[unit])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::units::{ComponentIndex, PageIndex};
-    use std::string::ToString;
-
-    #[test]
-    fn a_tail_that_is_seen_apart_from_its_head_is_no_run_of_its_own() {
-        let mut summary = Summary::of_pages(4096);
-        let run = PageCount(2);
-        let owner = ComponentIndex::NONE;
-        summary.add(&Span { first: PageIndex(5), pages: run, state: PageState::MultiHead { run }, owner });
-        let state = PageState::MultiTail;
-        summary.add(&Span { first: PageIndex(7), pages: PageCount(1), state, owner });
-        assert_eq!((summary.multi_pages, summary.live_runs), (PageCount(3), 1));
-        assert_eq!(summary.live_bytes, 3 * 4096);
-    }
-
-    #[test]
-    fn bytes_are_written_in_the_largest_unit_that_they_fill_and_in_ten_characters() {
-        for (bytes, text) in [
-            (0, "     0   B"),
-            (1023, "  1023   B"),
-            (1024, "   1.0 KiB"),
-            (1024 * 1024 - 1, "1023.9 KiB"),
-            (12 << 30 | 1 << 29, "  12.5 GiB"),
-            (usize::MAX, "  15.9 EiB"),
-        ] {
-            assert_eq!(Bytes(bytes).to_string(), text);
-        }
+        let (resident, summary) = (&self.resident, &self.summary);
+        let whole = resident.process_bytes;
+        writeln!(f, "Resident size:     {:10}", Bytes(whole))?;
+        let mut line = |name: &str, bytes: usize, count: usize, of: &'static str| {
+            write!(f, "  {name:<17}{:10} {}", Bytes(bytes), Share { part: bytes, whole })?;
+            if of.is_empty() { writeln!(f) } else { writeln!(f, " {:>12}", Count(count, of)) }
+        };
+        line("Live blocks", resident.live_block_bytes, summary.live_blocks, "block")?;
+        line("Live runs", resident.live_run_bytes, self.runs.runs, "run")?;
+        line("In thread caches", resident.cached_block_bytes, summary.cached_blocks, "block")?;
+        line("Free blocks", resident.free_block_bytes, summary.free_blocks, "block")?;
+        line("Page tails", resident.tail_bytes, summary.divided_pages.get(), "page")?;
+        line("Free pages", resident.free_page_bytes, self.free.resident_pages.get(), "page")?;
+        line("Own tables", resident.table_bytes + resident.cache_bytes, 0, "")?;
+        line("All else", resident.other_bytes, 0, "")?;
+        let asked = Bytes(self.least_asked_bytes());
+        writeln!(
+            f,
+            "Handed out:        {:10}, of which at least {asked} were asked for",
+            Bytes(summary.live_bytes)
+        )?;
+        let purged = Count(self.free.purged_pages().get(), "page");
+        writeln!(
+            f,
+            "Committed:         {:10}, of which {purged} free and not resident",
+            Bytes(summary.committed_bytes)
+        )?;
+        write!(f, "Reserved:          {:10}", Bytes(summary.reserved_bytes))
     }
 }

@@ -184,11 +184,11 @@ impl Registry {
 }
 
 /// What all thread caches hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct CacheTotals {
     pub(crate) threads: usize,
-    pub(crate) blocks: usize,
-    pub(crate) bytes: usize,
+    /// Blocks, by class.
+    pub(crate) blocks: [usize; CLASS_COUNT],
 }
 
 /// Starts to fetch the cache line of a block that was freed: it is the next to be handed out, and written to. No
@@ -831,15 +831,13 @@ pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
 /// Counts what all caches hold. Threads at work may change it meanwhile.
 pub(crate) fn totals() -> CacheTotals {
     let registry = REGISTRY.lock();
-    let mut totals = CacheTotals::default();
+    let mut totals = CacheTotals { threads: 0, blocks: [0; CLASS_COUNT] };
     let mut next = registry.first;
     // SAFETY: caches in the registry are alive while it is locked.
     while let Some(cache) = unsafe { next.as_ref() } {
         totals.threads += usize::from((cache.shard.0 as usize) < SHARDS);
         for class in classes() {
-            let blocks = cache.local.held(class) + cache.remote.held(class);
-            totals.blocks += blocks;
-            totals.bytes += blocks * SizeClasses::BUILD.block(class);
+            totals.blocks[class.get()] += cache.local.held(class) + cache.remote.held(class);
         }
         next = cache.next.get();
     }

@@ -6,8 +6,9 @@
 
 use crate::decay;
 use crate::fault;
-use crate::global::PageAllocator;
+use crate::global::{PageAllocator, alloc_sampled};
 use crate::page_table::Misuse;
+use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built::LARGEST_CLASS};
 use crate::thread_cache::{self, current};
 use crate::units::ClassIndex;
@@ -58,7 +59,14 @@ impl PageAllocator {
     /// [`malloc`](Self::malloc) for as long as the calling thread's cache has such a block; null if it has none.
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
-        class_of(size).map_or(ptr::null_mut(), |class| current().pop(class))
+        let block = class_of(size).map_or(ptr::null_mut(), |class| current().pop(class));
+        if !block.is_null()
+            && profile::is_due(size)
+            && let Some(layout) = layout_of(size)
+        {
+            return alloc_sampled(layout, block);
+        }
+        block
     }
 
     /// [`malloc`](Self::malloc), with `size` bytes of zeros.
@@ -146,6 +154,9 @@ impl PageAllocator {
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
         if let Some(resized) = resized {
+            if BuildGeometry.class_of(layout) == ClassIndex::NONE {
+                profile::resized(ptr.addr(), old_size, resized.addr(), new_size);
+            }
             return resized;
         }
         let new = self.malloc(new_size);
@@ -182,6 +193,7 @@ impl PageAllocator {
         let address = ptr.addr();
         match heap.tag_of(address) {
             None => {
+                profile::forget(address);
                 heap.dealloc_run(address, None);
                 decay::tick(heap);
             }

@@ -2,10 +2,10 @@
 
 use super::LEDGER;
 use crate::global::{PageAllocator, heap};
+use crate::human::Bytes;
 use crate::ledger::MOST_COMPONENTS;
 use crate::page_table::PageState;
 use crate::size_class::{BuildGeometry, Geometry as _};
-use crate::stats::Bytes;
 use crate::thread_cache;
 use crate::units::{ComponentIndex, PageCount};
 use core::fmt;
@@ -87,8 +87,8 @@ pub(super) fn of(component: ComponentIndex) -> ComponentStats {
 }
 
 impl PageAllocator {
-    /// Calls `each` with what every [`Component`](crate::Component) holds, in the order in which they were first entered. Nothing is
-    /// allocated, and no lock is held while `each` is called.
+    /// Calls `each` with what every [`Component`](crate::Component) holds, in the order in which they were first entered.
+    /// Nothing is allocated, and no lock is held while `each` is called.
     pub fn components(&self, each: impl FnMut(ComponentStats)) {
         walk(each);
     }
@@ -100,10 +100,10 @@ impl fmt::Display for ComponentStats {
         let pages = self.divided_pages.get() + self.multi_pages.get();
         let (live, cached) = (Bytes(self.live_bytes), Bytes(self.cached_bytes));
         let arena = Bytes(pages * BuildGeometry.page_size());
-        write!(f, "{live} live, {cached} cached, in {pages:>6} pages ({arena})")?;
-        if let Some(limit) = self.limit {
-            write!(f, ", at most {}", Bytes(limit))?;
+        write!(f, "{}: {live} live, {cached} cached, in {pages} pages ({arena})", self.name)?;
+        match self.limit {
+            Some(limit) => write!(f, ", at most {}", Bytes(limit)),
+            None => Ok(()),
         }
-        write!(f, ": {}", self.name)
     }
 }

@@ -168,6 +168,42 @@ impl<G: Geometry> DividedPage<'_, G> {
         true
     }
 
+    /// Offset of the first byte behind the last whole block.
+    pub fn blocks_end(&self) -> usize {
+        self.table.capacity_of(self.tag) * self.table.geometry.classes().block(self.tag.class())
+    }
+
+    /// Calls `see` with the first byte and the end of each range of free blocks, as offsets within the page, upward.
+    pub fn for_each_free(&mut self, mut see: impl FnMut(usize, usize)) {
+        let block = self.table.geometry.classes().block(self.tag.class());
+        let capacity = self.table.capacity_of(self.tag);
+        let (watermark, first_word) = (self.header.watermark as usize, self.header.first_word as usize);
+        // The free range that is not at its end yet, in blocks.
+        let mut range = 0..0;
+        let mut add = |from: usize, to: usize| {
+            if from > range.end {
+                if !range.is_empty() {
+                    see(range.start * block, range.end * block);
+                }
+                range.start = from;
+            }
+            range.end = to;
+        };
+        for (at, &word) in self.bitmap().iter().enumerate().skip(first_word) {
+            let mut rest = word;
+            while rest != 0 {
+                let first = rest.trailing_zeros();
+                let len = (rest >> first).trailing_ones();
+                let from = at * u64::BITS as usize + first as usize;
+                add(from, from + len as usize);
+                rest = rest.checked_shr(first + len).unwrap_or(0).checked_shl(first + len).unwrap_or(0);
+            }
+        }
+        add(watermark, capacity);
+        // Behind everything, so that what is left is seen.
+        add(usize::MAX, usize::MAX);
+    }
+
     /// Moves the page to the list that its fullness asks for. Due after blocks were taken or put.
     pub fn settle(self) {
         self.header.busy = true;

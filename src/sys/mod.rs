@@ -2,6 +2,10 @@
 //!
 //! Sizes and addresses given to the memory calls are multiples of [`page_size`].
 
+pub(crate) mod file;
+pub(crate) mod resident;
+pub(crate) mod signals;
+
 use core::ffi::CStr;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -218,16 +222,22 @@ pub(crate) enum Stream {
 }
 
 /// Writes all of `bytes`, without buffers and without std. What the stream refuses is lost.
-pub(crate) fn write(stream: Stream, mut bytes: &[u8]) {
+pub(crate) fn write(stream: Stream, bytes: &[u8]) {
+    write_all(stream as libc::c_int, bytes);
+}
+
+/// Writes all of `bytes` to a descriptor; false if it refuses some.
+fn write_all(descriptor: libc::c_int, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         // SAFETY: the slice is readable for its length.
-        let written = unsafe { libc::write(stream as libc::c_int, bytes.as_ptr().cast(), bytes.len()) };
+        let written = unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {
             Ok(written) => bytes = &bytes[written.min(bytes.len())..],
             Err(_) if interrupted() => {}
-            Err(_) => return,
+            Err(_) => return false,
         }
     }
+    true
 }
 
 fn interrupted() -> bool {

@@ -1,0 +1,66 @@
+//! The heap as a picture: one page of HTML that needs nothing else. What it shows is the document of
+//! [`json`](crate::json), which it holds; styles and script are files beside this one.
+
+use crate::global::PageAllocator;
+use crate::heap::Heap;
+use crate::json;
+use crate::size_class::Geometry;
+use crate::snapshot::Snapshot;
+use crate::stats::Caches;
+use core::fmt::{self, Write};
+
+impl<G: Geometry> Heap<G> {
+    /// Writes a page of HTML that shows the page table as a map, a cell for each page, and the [`Stats`](crate::Stats).
+    /// It needs no network, and stays usable with a million pages. Nothing is allocated, and no lock is held while it
+    /// is written: the writer may use this heap.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn dump_html(&self, out: &mut impl Write) -> fmt::Result {
+        write(self, Caches::None, None, out)
+    }
+
+    /// [`dump_html`](Self::dump_html), with what has changed since `before`.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn dump_html_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+        write(self, Caches::None, Some(before), out)
+    }
+}
+
+impl PageAllocator {
+    /// Writes a page of HTML that shows the page table of the process heap as a map, a cell for each page, and the
+    /// [`Stats`](crate::Stats). It needs no network, and stays usable with a million pages. Nothing is allocated, and
+    /// no lock is held while it is written: the writer may allocate.
+    ///
+    /// # Errors
+    /// Those of the writer; and [`fmt::Error`] when the system refuses the heap its address space.
+    pub fn dump_html(&self, out: &mut impl Write) -> fmt::Result {
+        write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, None, out)
+    }
+
+    /// [`dump_html`](Self::dump_html), with what has changed since `before`.
+    ///
+    /// # Errors
+    /// As for [`dump_html`](Self::dump_html).
+    pub fn dump_html_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+        write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
+    }
+}
+
+fn write<G: Geometry>(
+    heap: &Heap<G>,
+    caches: Caches,
+    before: Option<&Snapshot>,
+    out: &mut dyn Write,
+) -> fmt::Result {
+    out.write_str(include_str!("html/head.html"))?;
+    out.write_str(include_str!("html/page.css"))?;
+    out.write_str(include_str!("html/body.html"))?;
+    // Nothing in the document closes the element: it holds numbers, and names of this crate.
+    json::write(heap, caches, before, out)?;
+    out.write_str("</script>\n<script>\n")?;
+    out.write_str(include_str!("html/page.js"))?;
+    out.write_str("</script>\n</body>\n</html>\n")
+}

@@ -1,0 +1,181 @@
+//! A sampled profile of what is live: where it was allocated.
+//!
+//! Of the bytes that a thread allocates one in so many on average is picked, at random, and the allocation that it is
+//! part of is sampled: its stack is kept until it is freed. The distances between picked bytes are exponentially
+//! distributed, so an allocation of `size` bytes is sampled with probability `1 - exp(-size / interval)` whatever else
+//! is allocated, and stands for the inverse of that many.
+//!
+//! A sampled allocation is always a run of pages, even if it would fit a block. That is what makes sampling free for
+//! all others when they are freed: the tag of the page is not what the thread's cache expects, so the free takes the
+//! slow path by itself, and only there is a bit of the page looked at that says whether it was sampled. What remains
+//! on the fast path of an allocation is a subtraction and a branch.
+//!
+//! Samples lie in a mapping of their own, behind one lock, which is held together with no other.
+
+mod pprof;
+mod samples;
+mod stacks;
+
+pub use stacks::Profile;
+
+use crate::global::{PageAllocator, heap};
+use crate::heap::Heap;
+use crate::lock::Lock;
+use crate::options;
+use crate::size_class::BuildGeometry;
+use core::alloc::Layout;
+use core::cell::Cell;
+use core::mem;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use samples::{Frames, MOST_FRAMES, Sample, Samples};
+
+/// Bytes from one picked byte to the next, on average.
+const USUAL_INTERVAL: usize = 512 << 10;
+
+static INTERVAL: AtomicUsize = AtomicUsize::new(USUAL_INTERVAL);
+static SAMPLES: Lock<Samples> = Lock::new(Samples::none());
+
+std::thread_local! {
+    /// Bytes to the next one that is picked; below zero once it is passed.
+    static LEFT: Cell<isize> = const { Cell::new(0) };
+    /// State of the generator; 0 before the first use.
+    static RANDOM: Cell<u64> = const { Cell::new(0) };
+    /// Whether this thread samples nothing: it takes a sample, or reads them.
+    static PAUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Looks at the environment. To be called once, when the heap is in use.
+pub(crate) fn start() {
+    let mut interval = USUAL_INTERVAL;
+    options::set(&mut interval, c"PMA_PROFILE_BYTES", "it takes bytes, or so many K, M or G", |value| {
+        options::parse_bytes(value).filter(|&bytes| bytes > 0)
+    });
+    INTERVAL.store(interval, Relaxed);
+}
+
+/// Counts bytes that are being allocated. True if one of them is picked.
+#[inline(always)]
+pub(crate) fn is_due(bytes: usize) -> bool {
+    LEFT.with(|left| {
+        left.set(left.get().wrapping_sub(bytes as isize));
+        left.get() < 0
+    })
+}
+
+/// Does `work` while this thread samples nothing.
+fn paused<T>(work: impl FnOnce() -> T) -> T {
+    let before = PAUSED.replace(true);
+    let result = work();
+    PAUSED.set(before);
+    result
+}
+
+/// Draws the distance to the next byte that is picked. False if none was drawn before, so that nothing is due.
+fn draw() -> bool {
+    let state = RANDOM.get();
+    let was_drawn = state != 0;
+    // Each thread has a sequence of its own; the address of its state tells it from others.
+    let mut state = if was_drawn { state } else { RANDOM.with(|state| state.as_ptr().addr() as u64) | 1 };
+    // xorshift64*
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    RANDOM.set(state);
+    let uniform = (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64;
+    let distance = -(1.0 - uniform).ln() * INTERVAL.load(Relaxed) as f64;
+    LEFT.set(distance as isize);
+    was_drawn
+}
+
+/// Serves an allocation one of whose bytes is picked, and keeps its stack. `None` if that cannot be, or is not to be.
+#[cold]
+#[inline(never)]
+pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> Option<*mut u8> {
+    if PAUSED.get() || !draw() {
+        return None;
+    }
+    paused(|| {
+        let run = crate::component::run_within_limits(heap, layout, zeroed);
+        if run.is_null() {
+            return None;
+        }
+        if !keep(heap, run.addr(), layout.size()) {
+            heap.dealloc_run(run.addr(), None);
+            return None;
+        }
+        Some(run)
+    })
+}
+
+/// Keeps the calling thread's stack for the run at `address`. False if there is no room.
+fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize) -> bool {
+    let Some(page) = heap.table().page_of(address) else { return false };
+    let (mut frames, mut depth): (Frames, usize) = ([0; MOST_FRAMES], 0);
+    // SAFETY: the lock that this does without is for systems other than Linux.
+    unsafe {
+        backtrace::trace_unsynchronized(|frame| {
+            frames[depth] = frame.ip().addr();
+            depth += 1;
+            depth < MOST_FRAMES
+        });
+    }
+    SAMPLES.lock().add(heap.table().capacity(), page, Sample { address, size, frames })
+}
+
+/// Whether the run at `address` is sampled.
+pub(crate) fn is_sampled(address: usize) -> bool {
+    heap().is_some_and(|heap| heap.table().page_of(address).is_some_and(samples::is_marked))
+}
+
+/// Forgets the sample of the run at `address`, which is being freed. Whether there was one.
+pub(crate) fn forget(address: usize) -> bool {
+    let Some(page) = heap().and_then(|heap| heap.table().page_of(address)) else { return false };
+    samples::is_marked(page) && SAMPLES.lock().remove(page, address).is_some()
+}
+
+/// Takes note that the run at `old` has become one of `new_size` bytes at `new`.
+pub(crate) fn resized(old: usize, old_size: usize, new: usize, new_size: usize) {
+    let Some(heap) = heap() else { return };
+    let page_of = |address| heap.table().page_of(address);
+    if let Some(page) = page_of(old).filter(|&page| samples::is_marked(page)) {
+        let mut samples = SAMPLES.lock();
+        if let Some(sample) = samples.remove(page, old)
+            && let Some(page) = page_of(new)
+        {
+            samples.add(heap.table().capacity(), page, Sample { address: new, size: new_size, ..sample });
+        }
+    } else if is_due(new_size.saturating_sub(old_size)) && !PAUSED.get() && draw() {
+        // As if it had been allocated with that size: the bytes up to the old one were counted before.
+        paused(|| keep(heap, new, new_size));
+    }
+}
+
+/// Locks the samples until [`unlock`].
+pub(crate) fn lock() {
+    mem::forget(SAMPLES.lock());
+}
+
+/// Opens the samples again.
+///
+/// # Safety
+/// This thread, or in a child process the one that forked, locked them.
+pub(crate) unsafe fn unlock() {
+    // SAFETY: the caller's lock; no reference to the samples was kept.
+    unsafe { SAMPLES.unlock_leaked() };
+}
+
+impl PageAllocator {
+    /// The profile of what is live: samples of it, and where they were allocated. Needs the feature `profile`.
+    ///
+    /// Unlike other views of the heap this one allocates; what it allocates is not sampled.
+    pub fn profile(&self) -> Profile {
+        paused(|| {
+            let mut samples = std::vec::Vec::new();
+            // Room is made while the samples are open: to allocate or to free may need them.
+            while !SAMPLES.lock().copy_to(&mut samples) {
+                samples.reserve(samples.capacity() + 1024);
+            }
+            Profile::new(samples, INTERVAL.load(Relaxed))
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! Without the feature `profile` nothing is sampled, and nothing of this is left in the program.
+
+use crate::heap::Heap;
+use crate::size_class::BuildGeometry;
+use core::alloc::Layout;
+
+pub(crate) fn start() {}
+
+#[inline(always)]
+pub(crate) fn is_due(_: usize) -> bool {
+    false
+}
+
+#[inline(always)]
+pub(crate) fn sample(_: &'static Heap<BuildGeometry>, _: Layout, _: bool) -> Option<*mut u8> {
+    None
+}
+
+#[inline(always)]
+pub(crate) fn forget(_: usize) -> bool {
+    false
+}
+
+#[inline(always)]
+pub(crate) fn is_sampled(_: usize) -> bool {
+    false
+}
+
+#[inline(always)]
+pub(crate) fn resized(_: usize, _: usize, _: usize, _: usize) {}
+
+#[inline(always)]
+pub(crate) fn lock() {}
+
+#[inline(always)]
+pub(crate) unsafe fn unlock() {}

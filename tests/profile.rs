@@ -1,0 +1,176 @@
+//! The sampled profile: what it estimates, what it names, and that sampled blocks are blocks like others.
+
+#[path = "common/child.rs"]
+mod child;
+use child::{in_child, text};
+use page_memory_allocator::PageAllocator;
+use std::hint::black_box;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::{process, thread};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+const MIB: usize = 1 << 20;
+
+/// Runs `body` in a process that samples one byte in so many.
+fn sampling<F: FnOnce()>(interval: &str, body: F) {
+    let output = in_child(
+        |command| {
+            command.env("PMA_PROFILE_BYTES", interval);
+        },
+        body,
+    );
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[allow(clippy::vec_box)] // each block is an allocation
+#[inline(never)]
+fn keep_small() -> Vec<Box<[u8; 500]>> {
+    (0..100_000).map(|_| Box::new([1; 500])).collect()
+}
+
+#[inline(never)]
+fn keep_large() -> Vec<Vec<u8>> {
+    (0..200).map(|_| vec![1; 200_000]).collect()
+}
+
+/// Live bytes of the stacks that a function is in.
+fn bytes_in(folded: &str, function: &str) -> usize {
+    let lines = folded.lines().filter(|line| line.contains(function));
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<usize>().unwrap()).sum()
+}
+
+#[track_caller]
+fn assert_near(estimated: usize, expected: usize) {
+    assert!(estimated.abs_diff(expected) * 7 < expected, "{estimated} estimated, {expected} expected");
+}
+
+#[test]
+fn the_profile_estimates_what_is_live_by_the_functions_that_allocated_it() {
+    sampling("32K", || {
+        let (small, large) = (keep_small(), keep_large());
+        let folded = HEAP.profile().folded();
+        assert_near(bytes_in(&folded, "profile::keep_small"), 100_000 * 508);
+        assert_near(bytes_in(&folded, "profile::keep_large"), 200 * 200_000);
+        assert_near(HEAP.profile().live_bytes(), 100_000 * 508 + 200 * 200_000);
+        assert!(!folded.contains("page_memory_allocator::"), "the allocator itself is left out: {folded}");
+        drop(small);
+        assert_eq!(bytes_in(&HEAP.profile().folded(), "profile::keep_small"), 0);
+        drop(large);
+        assert!(HEAP.profile().live_bytes() < MIB);
+        HEAP.check().unwrap();
+    });
+}
+
+#[test]
+fn the_profile_is_a_gzipped_document_with_the_names_in_it() {
+    sampling("32K", || {
+        let kept = keep_small();
+        let pprof = HEAP.profile().pprof();
+        assert!(pprof.starts_with(&[0x1F, 0x8B]));
+        let mut gzip =
+            Command::new("gzip").arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut input = gzip.stdin.take().unwrap();
+        let writer = thread::spawn(move || input.write_all(&pprof));
+        let output = gzip.wait_with_output().unwrap();
+        writer.join().unwrap().unwrap();
+        assert!(output.status.success(), "length and checksum are right");
+        let document = String::from_utf8_lossy(&output.stdout);
+        for string in ["inuse_objects", "inuse_space", "profile::keep_small", "tests/profile.rs"] {
+            assert!(document.contains(string), "{string}");
+        }
+        black_box(kept);
+    });
+}
+
+#[test]
+fn sampled_blocks_are_resized_and_freed_like_others() {
+    // Nearly everything is sampled.
+    sampling("1", || {
+        thread::scope(|scope| {
+            for seed in 0..3u64 {
+                scope.spawn(move || {
+                    let mut random = seed;
+                    let mut held: Vec<Vec<u8>> = vec![Vec::new(); 50];
+                    for _ in 0..3_000 {
+                        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        let (turn, size) = ((random >> 33) as usize % 50, (random >> 40) as usize % 150_000);
+                        let held = &mut held[turn];
+                        let before = held.len().min(size);
+                        held.resize(size, turn as u8);
+                        if random % 3 == 0 {
+                            held.shrink_to_fit();
+                        }
+                        assert!(held[..before].iter().all(|&byte| byte == turn as u8));
+                        if random % 5 == 0 {
+                            *held = vec![turn as u8; size % 3000];
+                        }
+                        let zeros = vec![0u8; size % 100_000];
+                        assert!(zeros.iter().all(|&byte| byte == 0));
+                    }
+                });
+            }
+        });
+        HEAP.check().unwrap();
+        assert!(HEAP.profile().live_bytes() < MIB, "what is freed is forgotten");
+
+        // Blocks of callers that know no layouts.
+        for size in [1, 100, 40_000, MIB] {
+            let mut block = HEAP.malloc(size);
+            for factor in [2, 5, 1, 100] {
+                // SAFETY: the block is live.
+                block = unsafe { HEAP.realloc_unsized(block, size * factor) };
+                assert!(!block.is_null());
+                // SAFETY: as above.
+                assert!(unsafe { HEAP.usable_size(block) } >= size * factor);
+            }
+            // SAFETY: as above; it is not used after this.
+            unsafe { HEAP.free(block) };
+        }
+        HEAP.check().unwrap();
+        assert!(HEAP.profile().live_bytes() < MIB);
+    });
+}
+
+#[inline(never)]
+fn grow(bytes: usize) -> Vec<u8> {
+    let mut grown = Vec::new();
+    while grown.len() < bytes {
+        grown.extend_from_slice(&[1; 4096]);
+    }
+    grown
+}
+
+#[test]
+fn a_run_that_grows_is_sampled_with_the_size_that_it_has() {
+    sampling("256K", || {
+        let all: Vec<_> = (0..5).map(|_| grow(20 * MIB)).collect();
+        let expected: usize = all.iter().map(Vec::capacity).sum();
+        let estimated = bytes_in(&HEAP.profile().folded(), "profile::grow");
+        assert!(estimated.abs_diff(expected) * 50 < expected, "{estimated} estimated, {expected} expected");
+    });
+}
+
+#[test]
+fn a_child_process_goes_on_with_the_profile() {
+    sampling("32K", || {
+        let kept = keep_small();
+        // SAFETY: the heap is in order on both sides of a fork.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let more = keep_large();
+            let folded = HEAP.profile().folded();
+            assert_near(bytes_in(&folded, "profile::keep_small"), 100_000 * 508);
+            assert_near(bytes_in(&folded, "profile::keep_large"), 200 * 200_000);
+            drop(more);
+            process::exit(0);
+        }
+        let mut status = 0;
+        // SAFETY: the status is written.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
+        drop(kept);
+    });
+}

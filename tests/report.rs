@@ -1,0 +1,178 @@
+//! What a process is asked for from outside: a report when it ends, a dump when a signal comes.
+
+#[path = "common/child.rs"]
+mod child;
+use child::{in_child, text};
+use page_memory_allocator::PageAllocator;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, mem, process, thread};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+/// The variable names the directory in the child, too.
+const DIRECTORY: &str = "PMA_DUMP_DIR";
+
+#[test]
+fn what_is_live_at_exit_is_reported_by_class_when_that_is_wanted() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_REPORT", "exit");
+        },
+        || {
+            mem::forget((0..1000).map(|_| Box::new([1u8; 3000])).collect::<Vec<_>>());
+            mem::forget(vec![1u8; 10 << 20]);
+            drop(black_box(vec![1u8; 20 << 20]));
+            drop((0..1000).map(|_| Box::new([1u8; 6000])).collect::<Vec<_>>());
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+    let (_, report) = text(&output.stderr).split_once("page_memory_allocator: live at exit: ").unwrap();
+    let lines: Vec<Vec<&str>> = report.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        (lines[1][0], lines[1][1], lines[1][2], lines[1][3]),
+        ("runs", "1", "10.0", "MiB"),
+        "{report}"
+    );
+    assert_eq!((lines[2][0], lines[2][1]), ("3072", "1000"), "{report}");
+    assert!(!lines.iter().any(|line| line[0] == "6144"), "freed blocks are not live: {report}");
+}
+
+#[test]
+fn nothing_is_reported_unless_it_is_wanted() {
+    let output = in_child(|_| (), || mem::forget(black_box(Box::new(1))));
+    assert!(!text(&output.stderr).contains("live at exit"));
+    let output = in_child(
+        |command| {
+            command.env("PMA_REPORT", "now");
+        },
+        || (),
+    );
+    assert!(text(&output.stderr).contains("PMA_REPORT=now is ignored: it takes exit"), "{output:?}");
+    let output = in_child(
+        |command| {
+            command.env("PMA_DUMP_SIGNAL", "KILL");
+        },
+        || (),
+    );
+    assert!(text(&output.stderr).contains("PMA_DUMP_SIGNAL=KILL is ignored"), "{output:?}");
+}
+
+/// A directory without files.
+fn directory(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// Sends this process the signal.
+fn signal() {
+    // SAFETY: the signal is handled.
+    assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) }, 0);
+}
+
+/// The dump of that number of this process, once it is there as a whole.
+fn dump(number: u32) -> (String, String) {
+    let directory = std::env::var_os(DIRECTORY).unwrap();
+    let path = Path::new(&directory).join(format!("pma-{}-{number}", process::id()));
+    let start = Instant::now();
+    loop {
+        let of_kind = |extension| fs::read_to_string(path.with_extension(extension)).unwrap_or_default();
+        let (text, page) = (of_kind("txt"), of_kind("html"));
+        if page.ends_with("</html>\n") {
+            return (text, page);
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "no dump in {}", path.display());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_signal_has_the_heap_dumped_to_files() {
+    let directory = directory("signal");
+    let output = in_child(
+        |command| {
+            command.env("PMA_DUMP_SIGNAL", "USR1").env(DIRECTORY, &directory);
+        },
+        || {
+            let run = vec![1u8; 10 << 20];
+            for number in 1..3 {
+                signal();
+                let (text, page) = dump(number);
+                assert!(text.starts_with("Resident size:"), "{text}");
+                assert!(text.contains("Size Classes") && text.contains("Worst Pages"), "{text}");
+                assert!(text.contains(".Status: Multi;"), "{text}");
+                assert!(page.starts_with("<!doctype html>"));
+            }
+            black_box(run);
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stderr).matches("page_memory_allocator: the heap is in ").count(), 2);
+}
+
+#[test]
+fn a_signal_that_interrupts_threads_at_work_in_the_heap_does_no_harm() {
+    let directory = directory("storm");
+    let output = in_child(
+        |command| {
+            command.env("PMA_DUMP_SIGNAL", "SIGUSR1").env(DIRECTORY, &directory);
+        },
+        || {
+            let stop = AtomicBool::new(false);
+            thread::scope(|scope| {
+                for thread in 0..3 {
+                    let stop = &stop;
+                    scope.spawn(move || {
+                        let mut held: Vec<Vec<u8>> = vec![Vec::new(); 500];
+                        let mut turn = thread;
+                        while !stop.load(Ordering::Relaxed) {
+                            turn = (turn * 31 + 7) % 100_003;
+                            held[turn % 500] = vec![1; turn * 7 % 70_000];
+                        }
+                    });
+                }
+                for _ in 0..200 {
+                    signal();
+                    thread::sleep(Duration::from_micros(300));
+                }
+                dump(1);
+                stop.store(true, Ordering::Relaxed);
+            });
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_child_process_answers_the_signal_as_well() {
+    let directory = directory("fork");
+    let output = in_child(
+        |command| {
+            command.env("PMA_DUMP_SIGNAL", "USR1").env(DIRECTORY, &directory);
+        },
+        || {
+            signal();
+            dump(1);
+            // SAFETY: the heap is in order on both sides of a fork.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                signal();
+                // A slow path, on which the child finds that it has no thread for this yet.
+                drop(black_box(vec![1u8; 1 << 20]));
+                dump(1);
+                process::exit(0);
+            }
+            let mut status = 0;
+            // SAFETY: the status is written.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(status, 0, "the child has dumped its heap");
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+}
