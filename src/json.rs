@@ -1,5 +1,6 @@
 //! The heap as one JSON document. `docs/json.md` describes it; [`VERSION`] changes with what that says.
 
+use crate::component::ComponentStats;
 use crate::dump::fold;
 use crate::global::PageAllocator;
 use crate::heap::Heap;
@@ -92,7 +93,11 @@ pub(crate) fn write<G: Geometry>(
     }
     out.write_str("\n],\n")?;
     write_stats(&stats.finish(heap, caches), out)?;
-    out.write_str(",\"before\":")?;
+    out.write_str(",\n\"components\":[")?;
+    if caches == Caches::OfProcess {
+        write_components(out)?;
+    }
+    out.write_str("],\n\"before\":")?;
     match before {
         None => out.write_str("null")?,
         Some(before) => {
@@ -102,6 +107,47 @@ pub(crate) fn write<G: Geometry>(
         }
     }
     out.write_str("}\n")
+}
+
+/// Writes an object for each component.
+fn write_components(out: &mut dyn Write) -> fmt::Result {
+    let (mut written, mut first) = (Ok(()), true);
+    PageAllocator::new().components(|stats| {
+        if written.is_ok() {
+            written = write_component(&stats, core::mem::take(&mut first), out);
+        }
+    });
+    written
+}
+
+fn write_component(stats: &ComponentStats, first: bool, out: &mut dyn Write) -> fmt::Result {
+    out.write_str(if first { "\n{\"name\":\"" } else { ",\n{\"name\":\"" })?;
+    for part in stats.name.chars() {
+        match part {
+            '"' | '\\' => write!(out, "\\{part}")?,
+            // Such as end a script in a page.
+            '<' | '\0'..=' ' => write!(out, "\\u{:04x}", part as u32)?,
+            _ => out.write_char(part)?,
+        }
+    }
+    out.write_str("\",")?;
+    let members = [
+        ("live_bytes", stats.live_bytes),
+        ("cached_bytes", stats.cached_bytes),
+        ("held_bytes", stats.held_bytes),
+        ("peak_bytes", stats.peak_bytes),
+        ("divided_pages", stats.divided_pages.get()),
+        ("multi_pages", stats.multi_pages.get()),
+        ("refusals", stats.refusals),
+    ];
+    write_members(&members, out)?;
+    for (name, limit) in [("limit_bytes", stats.limit), ("soft_limit_bytes", stats.soft_limit)] {
+        match limit {
+            Some(limit) => write!(out, ",\"{name}\":{limit}")?,
+            None => write!(out, ",\"{name}\":null")?,
+        }
+    }
+    out.write_str("}")
 }
 
 /// Whether `next` goes into one entry with `line` before it.

@@ -62,10 +62,16 @@ async fn keeps_values(address: SocketAddr) -> Result<(), Failure> {
 async fn shows_its_heap(address: SocketAddr) -> Result<(), Failure> {
     assert!(get(address, "/").await?.starts_with("<!doctype html>"));
     let stats = get(address, "/stats").await?;
-    for part in ["allocated ", "Divided pages:", ": store\n", ": requests\n"] {
+    for part in ["allocated ", "Divided pages:", "\nstore: ", "\nrequests: "] {
         assert!(stats.contains(part), "{stats}");
     }
     assert!(get(address, "/dump").await?.contains(";Component: store;"));
+    let json: serde_json::Value = serde_json::from_str(&get(address, "/json").await?)?;
+    let components = json["components"].as_array().expect("an array");
+    let store = components.iter().find(|component| component["name"] == "store").expect("it was entered");
+    assert_eq!(store["limit_bytes"], store::LIMIT);
+    assert!(store["live_bytes"].as_u64() > Some(0));
+    assert!(get(address, "/map").await?.contains("<h1>Heap map</h1>"));
     assert!(post(address, "/purge").await?.ends_with(" bytes\n"));
     Ok(())
 }

@@ -7,6 +7,9 @@
 //! | `GET /` | a page that leads to the following |
 //! | `GET /stats` | the figures of the heap and of its components |
 //! | `GET /dump` | the page table |
+//! | `GET /json` | the same for programs |
+//! | `GET /map` | the same as a picture |
+//! | `GET /profile` | who allocated what is live, for `pprof`; with the feature `profile` |
 //! | `POST /purge` | gives free memory back to the system |
 
 use crate::HEAP;
@@ -20,6 +23,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use page_memory_allocator::Component;
 use std::convert::Infallible;
+use std::fmt;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
@@ -34,7 +38,7 @@ static REQUESTS: Component = Component::new("requests");
 const FRONT_PAGE: &str = r#"<!doctype html>
 <title>Key-value service</title>
 <h1>Key-value service</h1>
-<p><a href="/stats">Figures of the heap</a>, <a href="/dump">the page table</a>
+<p><a href="/stats">Figures of the heap</a>, <a href="/dump">the page table</a>, <a href="/map">its picture</a>, <a href="/json">as JSON</a>
 <form method="post" action="/purge"><button>Give free memory back</button></form>
 "#;
 
@@ -61,7 +65,11 @@ async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Respons
     Ok(match (request.method(), path.as_str()) {
         (&Method::GET, "/") => page("text/html; charset=utf-8", FRONT_PAGE),
         (&Method::GET, "/stats") => page("text/plain; charset=utf-8", figures(&store)),
-        (&Method::GET, "/dump") => page("text/plain; charset=utf-8", dump()),
+        (&Method::GET, "/dump") => page("text/plain; charset=utf-8", text(|out| HEAP.dump_to(out))),
+        (&Method::GET, "/json") => page("application/json", text(|out| HEAP.dump_json(out))),
+        (&Method::GET, "/map") => page("text/html; charset=utf-8", text(|out| HEAP.dump_html(out))),
+        #[cfg(feature = "profile")]
+        (&Method::GET, "/profile") => page("application/octet-stream", HEAP.profile().pprof()),
         (&Method::POST, "/purge") => page("text/plain; charset=utf-8", format!("{} bytes\n", HEAP.purge())),
         (method, path) => match (method, path.strip_prefix("/kv/")) {
             (&Method::PUT, Some(key)) => put(&store, key, request.into_body()).await,
@@ -96,10 +104,10 @@ fn figures(store: &Store) -> String {
     text
 }
 
-fn dump() -> String {
+fn text(write: impl FnOnce(&mut String) -> fmt::Result) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = HEAP.dump_to(&mut text);
+    let _ = write(&mut text);
     text
 }
 

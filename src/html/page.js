@@ -288,6 +288,20 @@ const showClasses = () => {
     head.toggleAttribute("aria-sort", head.dataset.key === order[0]);
 };
 
+const showComponents = () => {
+  at("parts-of-the-program").hidden = !heap.components.length;
+  for (const c of heap.components) {
+    const row = make("tr"), use = make("td", "use"), strip = make("div"), piece = make("i");
+    const part = c.limit_bytes === null ? 0 : Math.min(1, c.held_bytes / Math.max(1, c.limit_bytes));
+    piece.style.cssText = `width:${100 * part}%;background:var(--live-block)`;
+    strip.append(piece);
+    use.append(strip);
+    row.dataset.live = c.live_bytes;
+    row.append(...[c.name, bytes(c.live_bytes), bytes(c.cached_bytes), bytes(c.peak_bytes), count(c.divided_pages + c.multi_pages), c.limit_bytes === null ? "none" : bytes(c.limit_bytes)].map(text => make("td", "", text)), use);
+    at("components").append(row);
+  }
+};
+
 const showChanges = () => {
   const { before } = heap;
   if (!before) return;
@@ -340,6 +354,7 @@ choose(wanted.has("page") ? Number(wanted.get("page")) : -1);
 setTheme(wanted.get("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 setMode(wanted.get("mode") || "state");
 showClasses();
+showComponents();
 showChanges();
 layOut();
 view.onscroll = draw;
