@@ -12,7 +12,7 @@ use crate::size_class::BuildGeometry;
 use crate::sys;
 use crate::units::{PageCount, PageIndex};
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST_BYTES: usize = 16 << 20;
@@ -118,8 +118,13 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
             + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());
         begin_period(heap);
         idle = if purged == 0 { idle + 1 } else { 0 };
-        if idle == IDLE_PASSES {
-            THREAD.store(WAITING, Relaxed);
+        if idle >= IDLE_PASSES {
+            THREAD.store(WAITING, SeqCst);
+            // Who freed pages before that found nobody to wake.
+            if heap.runs().dirty_free_pages() > PageCount(0) {
+                THREAD.store(AT_WORK, Relaxed);
+                continue;
+            }
             while THREAD.load(Relaxed) == WAITING {
                 sys::wait(&THREAD, WAITING);
             }

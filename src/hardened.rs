@@ -8,7 +8,6 @@
 //! | a freed block waits among others, of which a random one is handed out | `ThreadCache::pop` |
 //! | the blocks of a page are handed out in random order, a batch at a time | [`Random::shuffle`] |
 //! | a page that cannot be touched follows every run | `heap/large.rs` |
-//! | every 16th page that would be divided cannot be touched | `heap/blocks.rs` |
 
 use crate::fault;
 use crate::heap::Heap;

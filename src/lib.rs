@@ -100,8 +100,8 @@
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `os`, which both
 //! imply: all that needs an operating system; without it there are heaps over given memory only ([`GlobalHeap`],
 //! [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`:
-//! misuse is seen at the call, freed blocks are wiped and checked, what is handed out is random, and pages that cannot
-//! be touched lie behind runs and between pages of blocks. `profile`: a sampled profile of what is live.
+//! misuse is seen at the call, freed blocks are wiped and checked, what is handed out is random, and a page that
+//! cannot be touched lies behind every run. `profile`: a sampled profile of what is live.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]

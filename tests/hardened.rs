@@ -5,7 +5,6 @@
 use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
 use std::alloc::{GlobalAlloc, Layout};
-use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -184,33 +183,6 @@ fn what_lies_behind_a_run_that_grew_and_shrank_cannot_be_touched() {
             start = HEAP.realloc(start, long, run.size());
             start.add(run.size() - 1).write_volatile(1);
             start.add(run.size()).write_volatile(1);
-        }
-        survived();
-    });
-}
-
-/// Pages of some hundred large blocks.
-fn pages_of_blocks() -> BTreeSet<usize> {
-    let layout = Layout::new::<[u8; 30_000]>();
-    (0..300).map(|_| alloc(layout).addr() & !(built::PAGE_SIZE - 1)).collect()
-}
-
-#[test]
-fn between_groups_of_pages_of_blocks_lie_pages_that_cannot_be_touched() {
-    let pages = pages_of_blocks();
-    let (mut group, mut last) = (0, 0);
-    for &page in &pages {
-        group = if page == last + built::PAGE_SIZE { group + 1 } else { 1 };
-        assert!(group < 16, "a long group of pages ends at {page:#x}");
-        last = page;
-    }
-    dies(libc::SIGSEGV, "", || {
-        let pages = pages_of_blocks();
-        let gap = pages.iter().map(|page| page + built::PAGE_SIZE).filter(|page| !pages.contains(page));
-        // The last gap may be just the end.
-        for page in gap.filter(|page| page < pages.last().expect("there are pages")) {
-            // SAFETY: none.
-            black_box(unsafe { std::ptr::with_exposed_provenance::<u8>(page).read_volatile() });
         }
         survived();
     });

@@ -7,9 +7,6 @@ use crate::size_class::Geometry;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::ptr;
 
-/// Where guards are wanted, each page whose index is a multiple of this is one, and is not divided.
-const GROUP: usize = 16;
-
 impl<G: Geometry> Heap<G> {
     pub(crate) fn alloc_block(&self, tag: Tag) -> *mut u8 {
         let mut slot = [0];
@@ -78,12 +75,7 @@ impl<G: Geometry> Heap<G> {
         if !self.may_use(&runs, PageCount(1)) {
             return None;
         }
-        let mut page = self.find(&mut runs, PageCount(1))?;
-        while self.guards() > 0 && page.get().is_multiple_of(GROUP) {
-            self.table.claim_multi(&mut runs, page, PageCount(1));
-            self.protect(page);
-            page = self.find(&mut runs, PageCount(1))?;
-        }
+        let page = self.find(&mut runs, PageCount(1))?;
         self.table.claim_divided(&mut runs, bin, tag, page);
         Some(page)
     }

@@ -67,21 +67,15 @@ impl<G: Geometry> Heap<G> {
         u32::from(cfg!(feature = "hardened") && self.is_process_heap)
     }
 
-    /// Makes a page a guard. Where the system refuses, there is none.
-    pub(super) fn protect(&self, page: PageIndex) {
-        #[cfg(feature = "hardened")]
-        // SAFETY: the page is committed, and in nobody's use.
-        unsafe {
-            sys::protect(self.at(page), self.page_size());
-        }
-        let _ = page;
-    }
-
-    /// Makes the last page of a run the guard that it is to have.
+    /// Makes the last page of a run the guard that it is to have. Where the system refuses, as a process may have only so
+    /// many mappings and each guard costs two, the page lies there all the same, but can be touched.
     fn guard(&self, head: PageIndex, count: PageCount) {
+        #[cfg(feature = "hardened")]
         if self.guards() > 0 {
-            self.protect(PageIndex(head.0 + count.0 - 1));
+            // SAFETY: the page is the run's last, committed, and in nobody's use.
+            unsafe { sys::protect(self.at(PageIndex(head.0 + count.0 - 1)), self.page_size()) };
         }
+        let _ = (head, count);
     }
 
     /// Undoes [`guard`](Self::guard). False if the system refuses.
@@ -216,10 +210,14 @@ impl<G: Geometry> Heap<G> {
         self.free_run(runs, head, count);
     }
 
-    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, claimed: PageCount) {
+        let mut count = claimed;
         if !self.unguard(head, count) {
-            // The run stays as it is, and nobody's.
-            return;
+            // The guard stays as it is: a run of its own, and nobody's.
+            let usable = self.without_guard(count);
+            self.table.resize_multi(&mut runs, head, count, usable);
+            self.table.claim_multi(&mut runs, head.plus(usable), PageCount(self.guards()));
+            count = usable;
         }
         let mapping = self.table.mapping(&runs, head);
         if mapping != Mapping::Usual {
@@ -232,7 +230,8 @@ impl<G: Geometry> Heap<G> {
             runs = self.expect_run(self.table.address_of(head), None).0;
             self.table.set_mapping(&mut runs, head, Mapping::Usual);
         }
-        self.release_run(&mut runs, head, count);
+        self.credit_run(self.table.owner(&runs, head), claimed);
+        self.table.release_multi(&mut runs, head, count);
         if mapping == Mapping::Moved {
             runs.clean(head, count);
         }
