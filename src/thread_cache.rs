@@ -33,6 +33,9 @@ use static_assertions::const_assert;
 const MOST_BYTES: usize = 64 << 10;
 /// All stacks of a cache together have slots for no more bytes of blocks than this.
 const CACHE_BYTES: usize = 2 << 20;
+/// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
+/// class of their shard, and of those that run at once few do.
+const SHARDS_PER_PROCESSOR: usize = 2;
 /// Words of a stack, the two at its ends included: powers of two.
 const FIRST_WORDS: usize = 16;
 const LEAST_WORDS: usize = 4;
@@ -149,6 +152,8 @@ struct Registry {
     first: *const ThreadCache,
     /// Caches alive, by shard.
     of_shard: [u32; SHARDS],
+    /// Shards that threads are spread over; 0 before there are any.
+    in_use: usize,
 }
 
 // SAFETY: the registry holds addresses; who follows them holds its lock.
@@ -157,7 +162,8 @@ unsafe impl Send for Registry {}
 /// Calls for all blocks of all caches so far: each cache hears them on its next slow path.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
-static REGISTRY: Lock<Registry> = Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS] });
+static REGISTRY: Lock<Registry> =
+    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0 });
 
 impl Registry {
     /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
@@ -166,14 +172,17 @@ impl Registry {
     /// A thread that begins by freeing a block has taken over somebody's data, and is to free more of it: it joins
     /// the shard of that block, unless that is crowded.
     fn join(&mut self, of_freed: Option<ShardIndex>) -> ShardIndex {
+        if self.in_use == 0 {
+            self.in_use = (sys::processors() * SHARDS_PER_PROCESSOR).min(SHARDS);
+        }
         let mut least = 0;
-        for shard in 1..SHARDS {
+        for shard in 1..self.in_use {
             if self.of_shard[shard] < self.of_shard[least] {
                 least = shard;
             }
         }
         if let Some(ShardIndex(shard)) = of_freed
-            && (shard as usize) < SHARDS
+            && (shard as usize) < self.in_use
             && self.of_shard[shard as usize] <= self.of_shard[least] + 1
         {
             least = shard as usize;

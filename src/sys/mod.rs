@@ -251,6 +251,19 @@ pub(crate) fn abort() -> ! {
     unsafe { libc::abort() }
 }
 
+/// Processors that the process may run on, at least 1.
+pub(crate) fn processors() -> usize {
+    // SAFETY: a set of processors is plain data, which the call writes at most as much of as it is told.
+    unsafe {
+        let mut set: libc::cpu_set_t = core::mem::zeroed();
+        match libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) {
+            0 => libc::CPU_COUNT(&set).max(1) as usize,
+            // More of them than the set has room for.
+            _ => size_of::<libc::cpu_set_t>() * 8,
+        }
+    }
+}
+
 /// Identifies the calling thread among those alive: an address.
 pub(crate) fn this_thread() -> usize {
     // SAFETY: pthread_self has no preconditions.
