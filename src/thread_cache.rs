@@ -26,13 +26,16 @@ use core::cell::Cell;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
 const MOST_BYTES: usize = 64 << 10;
-/// All stacks of a cache together have slots for no more bytes of blocks than this.
+/// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each.
 const CACHE_BYTES: usize = 2 << 20;
+/// So have those of all caches, as long as there are no more than leave each [`LEAST_CACHE_BYTES`].
+const ALL_CACHES_BYTES: usize = 16 << 20;
+const LEAST_CACHE_BYTES: usize = 256 << 10;
 /// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
 /// class of their shard, and of those that run at once few do.
 const SHARDS_PER_PROCESSOR: usize = 2;
@@ -69,6 +72,7 @@ static NO_STACK: [AtomicPtr<u64>; 2] =
     [AtomicPtr::new(&raw const NO_BLOCK as *mut u64), AtomicPtr::new(ptr::without_provenance_mut(LID))];
 
 const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS);
+const_assert!(LEAST_CACHE_BYTES <= CACHE_BYTES);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
 /// Where a stack's words are: the address of [`NO_BLOCK`], slots, [`LID`].
@@ -98,8 +102,9 @@ pub(crate) struct ThreadCache {
     local: Stacks,
     remote: Stacks,
     shard: ShardIndex,
-    /// Bytes of blocks that the stacks have slots for.
+    /// Bytes of blocks that the stacks have slots for, and to which they may have.
     slot_bytes: Cell<usize>,
+    most_bytes: usize,
     /// The last call for all blocks that was heard.
     calls: Cell<u32>,
     /// The last pass of [`decay`] that was seen, and how many blocks each local stack had then.
@@ -132,6 +137,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     remote: Stacks::NONE,
     shard: ShardIndex(0),
     slot_bytes: Cell::new(0),
+    most_bytes: 0,
     calls: Cell::new(0),
     passes: Cell::new(0),
     held_then: [const { Cell::new(0) }; CLASS_COUNT],
@@ -162,8 +168,16 @@ unsafe impl Send for Registry {}
 /// Calls for all blocks of all caches so far: each cache hears them on its next slow path.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
+/// Caches in the registry.
+static CACHES: AtomicUsize = AtomicUsize::new(0);
+
 static REGISTRY: Lock<Registry> =
     Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0 });
+
+/// Bytes of blocks that a cache may have slots for, where there are so many.
+fn share() -> usize {
+    (ALL_CACHES_BYTES / CACHES.load(Relaxed).max(1)).max(LEAST_CACHE_BYTES)
+}
 
 impl Registry {
     /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
@@ -569,7 +583,7 @@ impl ThreadCache {
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
         if new > most
-            || (old != 0 && self.slot_bytes.get() + more > CACHE_BYTES)
+            || (old != 0 && self.slot_bytes.get() + more > self.most_bytes.min(share()))
             || !stacks.move_to(class, new)
         {
             return false;
@@ -651,7 +665,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
     let shard = registry.join(of_freed);
     heap.use_shard(shard);
     // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
-    let cache = unsafe { registry.enlist(heap, piece, shard, 0) };
+    let cache = unsafe { registry.enlist(heap, piece, shard, CACHE_BYTES) };
     drop(registry);
     // The cache is in place before the key is set: that may allocate.
     tls::set(cache);
@@ -666,7 +680,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
 }
 
 impl Registry {
-    /// Makes `piece` a cache that serves `shard`, with slots for [`CACHE_BYTES`] less `withheld` bytes of blocks.
+    /// Makes `piece` a cache that serves `shard`, with slots for up to `most_bytes` bytes of blocks.
     ///
     /// # Safety
     /// The piece is zeroed, long enough and aligned, and becomes the calling thread's cache.
@@ -675,7 +689,7 @@ impl Registry {
         heap: &Heap<BuildGeometry>,
         piece: NonNull<ThreadCache>,
         shard: ShardIndex,
-        withheld: usize,
+        most_bytes: usize,
     ) -> &'a ThreadCache {
         let table = heap.table();
         // SAFETY: as the caller says; who has the registry has the caches' links.
@@ -692,7 +706,8 @@ impl Registry {
                 local: Stacks::NONE,
                 remote: Stacks::NONE,
                 shard,
-                slot_bytes: Cell::new(withheld),
+                slot_bytes: Cell::new(0),
+                most_bytes,
                 calls: Cell::new(CALLS.load(Relaxed)),
                 passes: Cell::new(decay::passes()),
                 held_then: [const { Cell::new(0) }; CLASS_COUNT],
@@ -708,6 +723,7 @@ impl Registry {
             piece.as_ref()
         };
         self.first = cache;
+        CACHES.fetch_add(1, Relaxed);
         cache
     }
 }
@@ -767,21 +783,22 @@ pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
                 next.previous.set(cache.previous.get());
             }
         }
+        CACHES.fetch_sub(1, Relaxed);
     }
     // SAFETY: the cache was allocated with this size; nothing leads to it any more.
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };
 }
 
-/// One more cache for the calling thread, which serves `shard`, with slots for `slot_bytes` bytes of blocks beyond the
+/// One more cache for the calling thread, which serves `shard`, with slots for `most_bytes` bytes of blocks beyond the
 /// first few of each class; `None` without memory for it.
 pub(crate) fn make_another<'a>(
     heap: &Heap<BuildGeometry>,
     shard: ShardIndex,
-    slot_bytes: usize,
+    most_bytes: usize,
 ) -> Option<&'a ThreadCache> {
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
     // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
-    Some(unsafe { REGISTRY.lock().enlist(heap, piece, shard, CACHE_BYTES - slot_bytes) })
+    Some(unsafe { REGISTRY.lock().enlist(heap, piece, shard, most_bytes) })
 }
 
 /// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile.
@@ -807,6 +824,7 @@ pub(crate) unsafe fn forget_other_threads() {
     let registry = unsafe { REGISTRY.leaked() };
     registry.first = ptr::null();
     registry.of_shard = [0; SHARDS];
+    CACHES.store(0, Relaxed);
     let current = current();
     if current.is_sentinel() {
         return;
@@ -819,6 +837,7 @@ pub(crate) unsafe fn forget_other_threads() {
             next.previous.set(cache);
         }
         registry.first = cache;
+        CACHES.fetch_add(1, Relaxed);
         if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
             *threads = 1;
         }
