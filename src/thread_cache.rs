@@ -32,10 +32,12 @@ use static_assertions::const_assert;
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
 const MOST_BYTES: usize = 64 << 10;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each.
-const CACHE_BYTES: usize = 2 << 20;
+const CACHE_BYTES: usize = 3 << 20;
 /// So have those of all caches, as long as there are no more than leave each [`LEAST_CACHE_BYTES`].
 const ALL_CACHES_BYTES: usize = 16 << 20;
 const LEAST_CACHE_BYTES: usize = 256 << 10;
+/// The first slots of a class are not too many if they are for no more bytes.
+const FREE_BYTES: usize = 4 << 10;
 /// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
 /// class of their shard, and of those that run at once few do.
 const SHARDS_PER_PROCESSOR: usize = 2;
@@ -583,7 +585,8 @@ impl ThreadCache {
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
         if new > most
-            || (old != 0 && self.slot_bytes.get() + more > self.most_bytes.min(share()))
+            || ((old != 0 || more > FREE_BYTES)
+                && self.slot_bytes.get() + more > self.most_bytes.min(share()))
             || !stacks.move_to(class, new)
         {
             return false;

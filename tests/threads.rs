@@ -5,9 +5,10 @@ use page_memory_allocator::size_class::built;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
 use std::ffi::c_void;
+use std::iter;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 
 #[path = "common/child.rs"]
@@ -376,4 +377,45 @@ fn handlers_at_the_exit_of_the_process_use_the_heap() {
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     // After the thread-locals of the thread that ends the process; keys are passed over.
     assert!(text(&output.stdout).contains("3 at exit"), "{}", text(&output.stdout));
+}
+
+/// Bytes of blocks that each of so many threads keeps in its cache, on average, after it has freed far more of every
+/// size.
+fn cached_by_each_of(threads: usize) -> usize {
+    const OF_EACH_SIZE: usize = 128 << 10;
+    let (one_at_a_time, barrier) = (Mutex::new(()), Barrier::new(threads + 1));
+    let sizes: Vec<usize> = HEAP.stats().classes().iter().map(|class| class.block).collect();
+    let mut cached = 0;
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                // A first block, so that all have their caches.
+                drop(Box::new(0));
+                barrier.wait();
+                let turn = one_at_a_time.lock().unwrap();
+                for _ in 0..2 {
+                    let blocks = sizes.iter().flat_map(|&size| iter::repeat_n(size, OF_EACH_SIZE / size));
+                    drop(blocks.map(Vec::<u8>::with_capacity).collect::<Vec<_>>());
+                }
+                drop(turn);
+                // All have freed, and none has ended.
+                barrier.wait();
+                barrier.wait();
+            });
+        }
+        barrier.wait();
+        barrier.wait();
+        cached = HEAP.stats().classes().iter().map(|class| class.cached_blocks * class.block).sum();
+        barrier.wait();
+    });
+    cached / threads
+}
+
+#[test]
+fn caches_of_many_threads_hold_less() {
+    let _turn = turn();
+    let (of_few, of_many) = (cached_by_each_of(2), cached_by_each_of(80));
+    assert!((1 << 20..=3 << 20).contains(&of_few), "{of_few}");
+    // The first few blocks of each small class come on top.
+    assert!(of_many <= (256 + 96) << 10, "{of_many}");
 }
