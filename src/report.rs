@@ -41,6 +41,9 @@ static ANSWERED: AtomicU32 = AtomicU32::new(0);
 /// The directory for dumps; a program may change its environment later.
 static DIRECTORY: spin::Once<Path> = spin::Once::new();
 
+/// Where the report at exit goes.
+static STANDARD_ERROR: spin::Once<File> = spin::Once::new();
+
 /// Looks at the environment. To be called once, when the heap is in use.
 pub(crate) fn start() {
     let (mut at_exit, mut signal) = (false, None);
@@ -49,6 +52,9 @@ pub(crate) fn start() {
         Signal::named(value).map(Some)
     });
     if at_exit {
+        if let Some(file) = File::of_standard_error() {
+            STANDARD_ERROR.call_once(|| file);
+        }
         signals::at_exit(write_live_at_exit);
     }
     if let Some(signal) = signal {
@@ -181,7 +187,8 @@ extern "C" fn write_live_at_exit() {
         return;
     }
     let stats = PageAllocator::new().stats();
-    Out::print(Target::Stream(Stream::Error), |out| write_live(&stats, out));
+    let target = STANDARD_ERROR.get().map_or(Target::Stream(Stream::Error), Target::File);
+    Out::print(target, |out| write_live(&stats, out));
 }
 
 /// What is live, by class, those with the most bytes first.

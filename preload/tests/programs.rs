@@ -16,9 +16,10 @@ use pattern::{fill, verify};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::{env, io, mem, ptr, thread};
+use std::time::{Duration, Instant};
+use std::{env, fs, io, mem, ptr, thread};
 
 /// Has `command` run on the library, with `others` preloaded before it and after it.
 fn preload(command: &mut Command, before: &[&Path], after: &[&Path]) {
@@ -179,7 +180,7 @@ fn compile(compiler: &str, source: &str, arguments: &[&str], output: &Path) -> b
     match command.args(["-O1", "-o"]).args([&new, &source]).args(arguments).status() {
         Ok(status) => {
             assert!(status.success(), "{command:?}: {status}");
-            std::fs::rename(new, output).unwrap();
+            fs::rename(new, output).unwrap();
             true
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -227,4 +228,95 @@ fn cpp_allocates_from_the_library_and_throws_when_it_has_no_more() {
 #[test]
 fn a_program_that_replaces_some_of_the_operators_of_cpp_has_all_of_them_to_itself() {
     run_cpp("operators_replaced");
+}
+
+/// A program that knows nothing of the library, on it; `None`, with a message, if it is not installed.
+fn started(program: &[&str], variables: &[(&str, &str)]) -> Option<Child> {
+    let mut command = Command::new(program[0]);
+    preload(command.args(&program[1..]).envs(variables.iter().copied()), &[], &[]);
+    match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
+        Ok(child) => Some(child),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            eprintln!("skipped: there is no {}", program[0]);
+            None
+        }
+        Err(error) => panic!("{program:?}: {error}"),
+    }
+}
+
+/// The path of Python itself: what is found by its name may be a script that looks for it.
+fn python() -> String {
+    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output();
+    output.map_or("python3".to_string(), |output| text(&output.stdout).to_string())
+}
+
+/// Waits until `condition` holds.
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a process has a handler for the signal.
+fn handles(process: u32, signal: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+    u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
+}
+
+#[test]
+fn a_program_that_knows_nothing_of_the_library_dumps_its_heap_on_a_signal() {
+    let directory = made("dumps");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    let variables = [("PMA_DUMP_SIGNAL", "USR1"), ("PMA_DUMP_DIR", directory.to_str().unwrap())];
+    for program in [
+        &["sleep", "100"][..],
+        &["perl", "-e", "@held = (1..10000); sleep 1 while 1"],
+        &[&python(), "-c", "import time; held = [bytes(size) for size in range(1000)]; time.sleep(100)"],
+    ] {
+        let Some(mut child) = started(program, &variables) else { continue };
+        wait_until("a handler", || handles(child.id(), libc::SIGUSR1));
+        // SAFETY: the process is a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGUSR1) }, 0);
+        let path = directory.join(format!("pma-{}-1", child.id()));
+        let read = |extension| fs::read_to_string(path.with_extension(extension)).unwrap_or_default();
+        wait_until("a dump", || read("html").ends_with("</html>\n"));
+        assert!(read("txt").starts_with("Resident size:") && read("txt").contains(".Status: Divided;"));
+        assert!(child.try_wait().unwrap().is_none(), "{program:?} does not go on");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_program_that_knows_nothing_of_the_library_reports_what_is_live_at_its_end() {
+    for program in [
+        // It closes its standard error before the library is asked.
+        &["sleep", "0"][..],
+        &["perl", "-e", "@held = (1..10000)"],
+        &["python3", "-c", "held = [bytes(size) for size in range(1000)]"],
+        &["git", "--version"],
+    ] {
+        let Some(child) = started(program, &[("PMA_REPORT", "exit")]) else { continue };
+        let output = child.wait_with_output().unwrap();
+        assert_ended_well(&output);
+        let report = text(&output.stderr);
+        let lines = report.split_once("page_memory_allocator: live at exit: ").map(|(_, lines)| lines);
+        assert!(lines.is_some_and(|lines| lines.lines().count() > 5), "{program:?}: {report}");
+    }
+}
+
+#[test]
+fn a_program_that_knows_nothing_of_the_library_has_the_options_of_the_environment() {
+    let Some(child) = started(&["sleep", "0"], &[("PMA_LIMIT", "much")]) else { return };
+    let output = child.wait_with_output().unwrap();
+    assert_ended_well(&output);
+    assert!(text(&output.stderr).contains("PMA_LIMIT=much is ignored"), "{}", text(&output.stderr));
+    let program = ["python3", "-c", "bytes(100_000_000)"];
+    let Some(child) = started(&program, &[("PMA_LIMIT", "64M")]) else { return };
+    let output = child.wait_with_output().unwrap();
+    assert!(text(&output.stderr).contains("MemoryError"), "{}", text(&output.stderr));
 }

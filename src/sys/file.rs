@@ -21,6 +21,14 @@ impl File {
         File::of(unsafe { libc::open(path.as_ptr(), flags, 0o600 as libc::c_uint) })
     }
 
+    /// Another descriptor for standard error, which stays open when a program closes its own, as some do at their end.
+    pub(crate) fn of_standard_error() -> Option<File> {
+        /// Out of the way: programs expect to get the lowest ones.
+        const LOWEST: libc::c_int = 100;
+        // SAFETY: a new descriptor affects no other.
+        File::of(unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, LOWEST) })
+    }
+
     fn of(descriptor: libc::c_int) -> Option<File> {
         (descriptor >= 0).then_some(File(descriptor))
     }

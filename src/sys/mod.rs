@@ -6,7 +6,7 @@ pub(crate) mod file;
 pub(crate) mod resident;
 pub(crate) mod signals;
 
-use core::ffi::CStr;
+use core::ffi::{CStr, c_char};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -173,8 +173,50 @@ pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
             return None;
         }
         let value = libc::getenv(name.as_ptr());
-        (!value.is_null()).then(|| CStr::from_ptr(value))
+        if value.is_null() { environment_at_start(name) } else { Some(CStr::from_ptr(value)) }
     }
+}
+
+/// The environment variable `name` before the C library has an environment: a library that is loaded before it, as by
+/// `LD_PRELOAD`, may be asked for memory by then.
+///
+/// # Safety
+/// No other thread changes the environment meanwhile.
+#[cfg(target_env = "gnu")]
+unsafe fn environment_at_start(name: &CStr) -> Option<&'static CStr> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+        /// Where the kernel has put the number of arguments; behind it lie these, a null pointer, and the
+        /// variables up to another one. Set by the dynamic linker before it calls anybody.
+        static __libc_stack_end: *const usize;
+    }
+    // SAFETY: as said there; the strings stay where the kernel has put them.
+    unsafe {
+        if !environ.is_null() || __libc_stack_end.is_null() {
+            return None;
+        }
+        let arguments = *__libc_stack_end;
+        let mut variable = __libc_stack_end.add(1 + arguments + 1).cast::<*const c_char>();
+        while !(*variable).is_null() {
+            let text = CStr::from_ptr(*variable);
+            if let Some(rest) = text.to_bytes().strip_prefix(name.to_bytes())
+                && rest.first() == Some(&b'=')
+            {
+                return CStr::from_bytes_with_nul(&text.to_bytes_with_nul()[name.count_bytes() + 1..]).ok();
+            }
+            variable = variable.add(1);
+        }
+    }
+    None
+}
+
+/// Other C libraries have their environment before any library is called.
+///
+/// # Safety
+/// None is needed.
+#[cfg(not(target_env = "gnu"))]
+unsafe fn environment_at_start(_: &CStr) -> Option<&'static CStr> {
+    None
 }
 
 /// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked.
