@@ -15,6 +15,8 @@
 mod pprof;
 mod samples;
 mod stacks;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod unwind;
 
 pub use stacks::Profile;
 
@@ -22,7 +24,7 @@ use crate::global::{PageAllocator, heap};
 use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::options;
-use crate::size_class::BuildGeometry;
+use crate::size_class::{BuildGeometry, Geometry as _};
 use core::alloc::Layout;
 use core::cell::Cell;
 use core::mem;
@@ -51,6 +53,8 @@ pub(crate) fn start() {
         options::parse_bytes(value).filter(|&bytes| bytes > 0)
     });
     INTERVAL.store(interval, Relaxed);
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    unwind::start();
 }
 
 /// Counts bytes that are being allocated. True if one of them is picked.
@@ -110,7 +114,19 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
 /// Keeps the calling thread's stack for the run at `address`. False if there is no room.
 fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize) -> bool {
     let Some(page) = heap.table().page_of(address) else { return false };
-    let (mut frames, mut depth): (Frames, usize) = ([0; MOST_FRAMES], 0);
+    let frames = stack();
+    SAMPLES.lock().add(heap.table().capacity(), page, Sample { address, size, frames })
+}
+
+/// The calling thread's stack.
+fn stack() -> Frames {
+    let mut frames = [0; MOST_FRAMES];
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if unwind::capture(&mut frames) {
+        return frames;
+    }
+    frames.fill(0);
+    let mut depth = 0;
     // SAFETY: the lock that this does without is for systems other than Linux.
     unsafe {
         backtrace::trace_unsynchronized(|frame| {
@@ -119,12 +135,15 @@ fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize) -> bool {
             depth < MOST_FRAMES
         });
     }
-    SAMPLES.lock().add(heap.table().capacity(), page, Sample { address, size, frames })
+    frames
 }
 
 /// Whether the run at `address` is sampled.
+#[inline]
 pub(crate) fn is_sampled(address: usize) -> bool {
-    heap().is_some_and(|heap| heap.table().page_of(address).is_some_and(samples::is_marked))
+    // Runs begin where pages do, and few blocks.
+    address.is_multiple_of(BuildGeometry.page_size())
+        && heap().is_some_and(|heap| heap.table().page_of(address).is_some_and(samples::is_marked))
 }
 
 /// Forgets the sample of the run at `address`, which is being freed. Whether there was one.

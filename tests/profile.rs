@@ -6,8 +6,9 @@ use child::{in_child, text};
 use page_memory_allocator::PageAllocator;
 use std::hint::black_box;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::{process, thread};
+use std::{fs, io, process, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -80,6 +81,26 @@ fn the_profile_is_a_gzipped_document_with_the_names_in_it() {
         let document = String::from_utf8_lossy(&output.stdout);
         for string in ["inuse_objects", "inuse_space", "profile::keep_small", "tests/profile.rs"] {
             assert!(document.contains(string), "{string}");
+        }
+        black_box(kept);
+    });
+}
+
+#[test]
+fn go_tool_pprof_reads_the_profile() {
+    sampling("32K", || {
+        let kept = keep_small();
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("heap.pb.gz");
+        fs::write(&path, HEAP.profile().pprof()).unwrap();
+        let mut go = Command::new("go");
+        match go.args(["tool", "pprof", "-top", "-cum", "-sample_index=inuse_space"]).arg(&path).output() {
+            Ok(output) => {
+                assert!(output.status.success(), "{}", text(&output.stderr));
+                let top = text(&output.stdout);
+                assert!(top.contains("Type: inuse_space") && top.contains("keep_small"), "{top}");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => eprintln!("skipped: there is no go"),
+            Err(error) => panic!("{go:?}: {error}"),
         }
         black_box(kept);
     });

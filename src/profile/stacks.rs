@@ -137,7 +137,7 @@ impl Function {
         // With little debug information names lack their paths, so files are looked at, too.
         let ours = file!().strip_suffix("profile/stacks.rs").unwrap_or(file!());
         let of_file = |start: &str| {
-            ["global.rs", "unsized_calls.rs", "profile.rs"]
+            ["global.rs", "unsized_calls.rs", "profile.rs", "profile/unwind.rs"]
                 .iter()
                 .any(|name| self.file.strip_suffix(name).is_some_and(|directory| directory.ends_with(start)))
         };
