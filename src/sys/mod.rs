@@ -124,7 +124,6 @@ pub(crate) unsafe fn unmap(start: NonNull<u8>, bytes: usize) {
 ///
 /// # Safety
 /// The range is committed and belongs to the caller, who does not use it meanwhile.
-#[cfg(feature = "hardened")]
 pub(crate) unsafe fn protect(start: NonNull<u8>, bytes: usize) -> bool {
     // SAFETY: nobody uses the range.
     unsafe { libc::mprotect(start.as_ptr().cast(), bytes, libc::PROT_NONE) == 0 }
@@ -172,9 +171,36 @@ pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
         if libc::getauxval(libc::AT_SECURE) != 0 {
             return None;
         }
+        if environ.is_null() {
+            return early_environment(name);
+        }
         let value = libc::getenv(name.as_ptr());
         (!value.is_null()).then(|| CStr::from_ptr(value))
     }
+}
+
+unsafe extern "C" {
+    /// The C library's environment; null until it is initialised. The loader allocates before that.
+    static environ: *const *const libc::c_char;
+}
+
+/// [`environment`] as the process was given it.
+fn early_environment(name: &CStr) -> Option<&'static CStr> {
+    /// More is not read of it.
+    const MOST_BYTES: usize = 1 << 20;
+    static TEXT: spin::Once<&'static [u8]> = spin::Once::new();
+    let text = TEXT.call_once(|| {
+        let file = file::File::open(c"/proc/self/environ");
+        let (Some(file), Some(room)) = (file, map_zeroed(MOST_BYTES)) else { return &[] };
+        // SAFETY: the mapping is that long, zeroed, and stays.
+        let text = unsafe { NonNull::slice_from_raw_parts(room, MOST_BYTES).as_mut() };
+        let read = file.read_at(0, &mut text[..MOST_BYTES - 1]);
+        // With a zero behind what may have been cut off.
+        &text[..=read]
+    });
+    let of_name = |variable: &'static [u8]| variable.strip_prefix(name.to_bytes())?.strip_prefix(b"=");
+    let value = text.split_inclusive(|&byte| byte == 0).find_map(of_name)?;
+    CStr::from_bytes_with_nul(value).ok()
 }
 
 /// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked.
@@ -255,6 +281,12 @@ pub(crate) fn abort() -> ! {
 pub(crate) fn this_thread() -> usize {
     // SAFETY: pthread_self has no preconditions.
     unsafe { libc::pthread_self() as usize }
+}
+
+/// The number by which the system knows the calling thread.
+pub(crate) fn thread_number() -> u32 {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
 /// Has functions called whenever the process forks: before it, and after it in the parent and in the child.
