@@ -50,7 +50,7 @@ const PARTS: [(&str, &[&str], Color); 7] = [
     ("in caches", &["cached_block_bytes"], CACHED),
     ("free blocks", &["free_block_bytes", "tail_bytes"], FREE_BLOCK),
     ("free pages", &["free_page_bytes"], FREE_PAGE),
-    ("own tables", &["table_bytes", "cache_bytes"], TABLES),
+    ("own tables", &["guarded_bytes", "table_bytes", "cache_bytes"], TABLES),
     ("all else", &["other_bytes"], OTHER),
 ];
 

@@ -65,6 +65,11 @@ pub(crate) fn misuse(misuse: Misuse, address: usize, state: Option<PageState>) -
         Some(PageState::MultiTail) => line.write_str(" (page: Multi, not the first of its run)"),
     };
     let _ = line.write_str("\n");
+    end(&line)
+}
+
+/// Ends the process with a line that says why. The caller holds no lock.
+pub(crate) fn end(line: &Line) -> ! {
     handle(line.text());
     line.report();
     sys::abort()

@@ -2,8 +2,8 @@
 //!
 //! A child process has a copy of all memory, but only the thread that forked. What another thread had locked would
 //! stay locked there for ever, and half changed. So the thread that forks takes every lock of the process heap
-//! first: the registry of thread caches, the bins, the runs, the metadata pool. That is the lock order; registry and
-//! pool are never held together with another lock otherwise. Parent and child open them again. Heaps made by
+//! first: the registry of thread caches, the bins, the runs, the metadata pool, the guarded blocks. That is the lock order; registry and
+//! pools are never held together with another lock otherwise. Parent and child open them again. Heaps made by
 //! [`HeapOptions`](crate::HeapOptions) are their owners' concern.
 //!
 //! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most what
@@ -17,6 +17,7 @@
 
 use crate::decay;
 use crate::global::heap;
+use crate::guarded;
 use crate::metadata;
 use crate::profile;
 use crate::report;
@@ -68,6 +69,7 @@ extern "C" fn prepare() {
     }
     metadata::lock_pool();
     profile::lock();
+    guarded::lock();
 }
 
 /// After the fork, in the parent.
@@ -94,6 +96,7 @@ extern "C" fn in_child() {
 unsafe fn unlock() {
     // SAFETY: as the caller says; the registry comes last, as it keeps shards from coming into use.
     unsafe {
+        guarded::unlock();
         profile::unlock();
         metadata::unlock_pool();
         if let Some(heap) = heap() {

@@ -197,6 +197,7 @@ fn write_stats(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
             ("tail_bytes", resident.tail_bytes),
             ("live_run_bytes", resident.live_run_bytes),
             ("free_page_bytes", resident.free_page_bytes),
+            ("guarded_bytes", resident.guarded_bytes),
             ("table_bytes", resident.table_bytes),
             ("cache_bytes", resident.cache_bytes),
             ("other_bytes", resident.other_bytes),

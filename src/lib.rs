@@ -43,6 +43,7 @@
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
+//! guarded.rs        a few blocks that trap when they are misused
 //! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may
 //! allocator.rs      heaps for collections                                    global_heap.rs    over given memory
 //! stats.rs          the resident size in parts; residency.rs, summary.rs     dump, json, html  the heap in words and pictures
@@ -123,6 +124,8 @@ mod fork;
 #[cfg(feature = "os")]
 mod global;
 mod global_heap;
+#[cfg(feature = "os")]
+mod guarded;
 #[cfg(feature = "hardened")]
 mod hardened;
 mod heap;
@@ -177,6 +180,8 @@ pub use fault::set_fault_handler;
 #[cfg(feature = "os")]
 pub use global::{OutOfMemory, PageAllocator};
 pub use global_heap::GlobalHeap;
+#[cfg(feature = "os")]
+pub use guarded::GuardedStats;
 pub use heap::{Heap, HeapError, HeapOptions};
 #[cfg(feature = "os")]
 pub use ledger::{SoftLimitExceeded, SoftLimitListener};

@@ -6,6 +6,7 @@
 //! | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](crate::PageAllocator::background_purge) |
 //! | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](crate::PageAllocator::huge_pages) |
 //! | `PMA_LIMIT` | bytes, or so many `K`, `M` or `G` (of 1024) | [`limit`](crate::PageAllocator::limit) |
+//! | `PMA_GUARD_SAMPLE` | a number, 0 for off | [`guard_sample`](crate::PageAllocator::guard_sample) |
 //!
 //! Those of [`report`](crate::report) have no options beside them.
 //!
@@ -28,11 +29,19 @@ pub(crate) struct Options {
     pub(crate) huge_pages: bool,
     /// Most bytes of pages in use.
     pub(crate) limit: usize,
+    /// One allocation in so many is guarded; 0 for none.
+    pub(crate) guard_sample: u32,
 }
 
 impl Options {
     pub(crate) const fn new() -> Options {
-        Options { purge_after_ms: Some(500), background_purge: false, huge_pages: true, limit: usize::MAX }
+        Options {
+            purge_after_ms: Some(500),
+            background_purge: false,
+            huge_pages: true,
+            limit: usize::MAX,
+            guard_sample: 0,
+        }
     }
 
     /// These, or what the environment says instead.
@@ -42,6 +51,7 @@ impl Options {
         set(&mut self.background_purge, c"PMA_BACKGROUND_PURGE", switch, parse_switch);
         set(&mut self.huge_pages, c"PMA_HUGE_PAGES", switch, parse_switch);
         set(&mut self.limit, c"PMA_LIMIT", "it takes bytes, or so many K, M or G", parse_bytes);
+        set(&mut self.guard_sample, c"PMA_GUARD_SAMPLE", "it takes a number", |value| value.parse().ok());
         self
     }
 }

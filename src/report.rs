@@ -203,6 +203,10 @@ fn write_live(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
     if stats.runs.runs > 0 {
         writeln!(out, "{:>8} {:>12} {:10}", "runs", stats.runs.runs, Bytes(stats.runs.live_bytes))?;
     }
+    if stats.guarded.live_blocks > 0 {
+        let (blocks, bytes) = (stats.guarded.live_blocks, Bytes(stats.guarded.live_bytes));
+        writeln!(out, "{:>8} {blocks:>12} {bytes:10}", "guarded")?;
+    }
     // Sorted without a list to sort: each turn finds what follows the line before.
     let order = |class: &&ClassStats| (core::cmp::Reverse(class.live_bytes()), class.block);
     let live = || stats.classes().iter().filter(|class| class.live_blocks > 0);

@@ -1,6 +1,7 @@
 //! Where the memory of the process is: its resident size, taken apart by what the page table says.
 
 use crate::global::PageAllocator;
+use crate::guarded::{self, GuardedStats};
 use crate::heap::Heap;
 use crate::human::{Bytes, Count, Share};
 use crate::metadata;
@@ -16,7 +17,7 @@ use core::fmt;
 /// The resident size of the process, in parts. Each resident byte is in exactly one:
 ///
 /// > `live_block_bytes + cached_block_bytes + free_block_bytes + tail_bytes + live_run_bytes + free_page_bytes +
-/// > table_bytes + cache_bytes + other_bytes = process_bytes`
+/// > guarded_bytes + table_bytes + cache_bytes + other_bytes = process_bytes`
 ///
 /// What is resident is what the system says of each OS page. An OS page of a Divided page holds several blocks, or
 /// part of one: each of them has its share of it. Of the blocks that the page table takes for live, those in thread
@@ -38,6 +39,8 @@ pub struct Resident {
     pub live_run_bytes: usize,
     /// In free pages.
     pub free_page_bytes: usize,
+    /// In OS pages of guarded blocks.
+    pub guarded_bytes: usize,
     /// The page table and the bins.
     pub table_bytes: usize,
     /// The thread caches themselves: addresses of blocks, not the blocks.
@@ -146,6 +149,8 @@ pub struct Stats {
     pub runs: RunStats,
     /// Free pages.
     pub free: FreeStats,
+    /// Guarded blocks, which lie outside the arena and are in no figure of it.
+    pub guarded: GuardedStats,
     classes: [ClassStats; MOST_CLASSES],
     class_count: usize,
 }
@@ -157,6 +162,7 @@ impl Stats {
             resident: Resident::default(),
             runs: RunStats::default(),
             free: FreeStats::default(),
+            guarded: GuardedStats::default(),
             classes: [ClassStats::default(); MOST_CLASSES],
             class_count: 0,
         }
@@ -246,6 +252,7 @@ impl Stats {
             for (start, bytes) in metadata::mappings() {
                 self.resident.cache_bytes += residency.bytes(start, bytes);
             }
+            self.guarded = guarded::stats(&mut residency);
         }
         self.add_up();
         self
@@ -279,6 +286,7 @@ impl Stats {
         }
         parts.live_run_bytes = self.runs.resident_bytes;
         parts.free_page_bytes = self.free.resident_bytes;
+        parts.guarded_bytes = self.guarded.resident_bytes;
         let own = parts.own_bytes();
         // While threads allocate, the parts may come to more than the process had a moment later.
         parts.process_bytes = sys::resident::process_bytes().unwrap_or(0).max(own);
@@ -296,9 +304,9 @@ pub(crate) enum Caches {
 }
 
 impl Resident {
-    /// All parts but `other_bytes`: what is resident of the heap and its tables.
+    /// All parts but `other_bytes`: what is resident of the heap, its guarded blocks and its tables.
     pub const fn own_bytes(&self) -> usize {
-        self.arena_bytes() + self.table_bytes + self.cache_bytes
+        self.arena_bytes() + self.guarded_bytes + self.table_bytes + self.cache_bytes
     }
 
     /// What is resident of the arena: blocks, tails, runs and free pages.
@@ -363,6 +371,9 @@ impl fmt::Display for Stats {
         line("Free blocks", resident.free_block_bytes, summary.free_blocks, "block")?;
         line("Page tails", resident.tail_bytes, summary.divided_pages.get(), "page")?;
         line("Free pages", resident.free_page_bytes, self.free.resident_pages.get(), "page")?;
+        if self.guarded != GuardedStats::default() {
+            line("Guarded blocks", resident.guarded_bytes, self.guarded.live_blocks, "block")?;
+        }
         line("Own tables", resident.table_bytes + resident.cache_bytes, 0, "")?;
         line("All else", resident.other_bytes, 0, "")?;
         let asked = Bytes(self.least_asked_bytes());

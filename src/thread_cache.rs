@@ -11,6 +11,7 @@
 
 use crate::component::Family;
 use crate::decay;
+use crate::guarded;
 #[cfg(feature = "hardened")]
 use crate::hardened;
 use crate::heap::Heap;
@@ -529,10 +530,11 @@ impl ThreadCache {
         if slots.is_empty() {
             return take(heap, tag);
         }
-        let batch = slots.len().div_ceil(2);
+        let batch = used + guarded::before_next(slots.len().div_ceil(2) - used);
         let taken = heap.refill(tag, &mut slots[used..batch], |slots| {
             slots.iter_mut().for_each(|slot| *slot |= UNMARKED);
         });
+        guarded::count(taken.saturating_sub(1));
         slots.copy_within(batch - taken..batch, used);
         #[cfg(feature = "hardened")]
         self.random.shuffle(&mut slots[used..used + taken]);

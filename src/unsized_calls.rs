@@ -7,6 +7,8 @@
 use crate::decay;
 use crate::fault;
 use crate::global::{PageAllocator, alloc_sampled};
+use crate::guarded;
+use crate::heap::Heap;
 use crate::page_table::Misuse;
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built::LARGEST_CLASS};
@@ -137,7 +139,7 @@ impl PageAllocator {
         if ptr.is_null() {
             return 0;
         }
-        self.heap().map_or(0, |heap| heap.usable_size(ptr.addr()))
+        self.heap().map_or(0, |heap| usable_size(heap, ptr.addr()))
     }
 
     /// Makes a block one of `new_size` bytes, where it stands or elsewhere, with the contents kept as far as both
@@ -148,8 +150,9 @@ impl PageAllocator {
     /// `ptr` was allocated by this allocator, by a call that does not take a [`Layout`], and has not been freed since.
     pub unsafe fn realloc_unsized(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
-        let old_size = heap.usable_size(ptr.addr());
+        let old_size = usable_size(heap, ptr.addr());
         let resized = match BuildGeometry.class_of(layout) {
+            _ if is_guarded(heap, ptr.addr()) => None,
             ClassIndex::NONE if old_size > LARGEST_CLASS => heap.resize_run(ptr.addr(), None, layout),
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
@@ -172,6 +175,16 @@ impl PageAllocator {
     }
 }
 
+/// Whether `address` is one of a guarded block's, which is in no page of the heap.
+fn is_guarded(heap: &Heap<BuildGeometry>, address: usize) -> bool {
+    heap.table().page_of(address).is_none() && guarded::holds(address)
+}
+
+/// Bytes that the block at `address` has room for.
+fn usable_size(heap: &Heap<BuildGeometry>, address: usize) -> usize {
+    if is_guarded(heap, address) { guarded::usable_size(address) } else { heap.usable_size(address) }
+}
+
 impl PageAllocator {
     #[cold]
     #[inline(never)]
@@ -192,6 +205,7 @@ impl PageAllocator {
         let Some(heap) = self.heap() else { return };
         let address = ptr.addr();
         match heap.tag_of(address) {
+            None if guarded::holds(address) => guarded::free(address, None),
             None => {
                 profile::forget(address);
                 heap.dealloc_run(address, None);
@@ -211,7 +225,7 @@ impl PageAllocator {
             return;
         }
         if let Some(heap) = self.heap()
-            && heap.usable_size(ptr.addr()) < size
+            && usable_size(heap, ptr.addr()) < size
         {
             let state = heap.table().page_of(ptr.addr()).map(|page| heap.page_state(page));
             fault::misuse(Misuse::WrongLayout, ptr.addr(), state);

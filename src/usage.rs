@@ -1,6 +1,7 @@
 //! The process heap in six figures, under the names and meanings that jemalloc has for them.
 
 use crate::global::PageAllocator;
+use crate::guarded;
 use crate::heap::Heap;
 use crate::metadata;
 use crate::size_class::{BuildGeometry, Geometry as _};
@@ -54,16 +55,16 @@ impl PageAllocator {
 fn usage(heap: &Heap<BuildGeometry>) -> Usage {
     let summary = heap.summary().with_caches();
     let bytes = |pages: PageCount| pages.bytes(BuildGeometry.page_shift());
-    let active = bytes(summary.divided_pages) + bytes(summary.multi_pages);
+    let active = bytes(summary.divided_pages) + bytes(summary.multi_pages) + guarded::held_bytes();
     let unpurged = bytes(heap.runs().dirty_free_pages());
     let metadata = heap.table_bytes() + metadata::mapped_bytes();
     Usage {
-        allocated: summary.live_bytes,
+        allocated: summary.live_bytes + guarded::live_bytes(),
         active,
         metadata,
         resident: active + unpurged + metadata,
         mapped: active + metadata,
-        retained: summary.committed_bytes.saturating_sub(active + unpurged),
+        retained: (summary.committed_bytes + guarded::held_bytes()).saturating_sub(active + unpurged),
     }
 }
 

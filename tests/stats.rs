@@ -51,6 +51,7 @@ fn checked_stats() -> Stats {
         + parts.tail_bytes
         + parts.live_run_bytes
         + parts.free_page_bytes
+        + parts.guarded_bytes
         + parts.table_bytes
         + parts.cache_bytes
         + parts.other_bytes;

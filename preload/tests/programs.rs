@@ -15,6 +15,7 @@ use core::ffi::{CStr, c_void};
 use pattern::{fill, verify};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -93,6 +94,42 @@ fn memory_is_served_before_the_first_constructor() {
             }
         }
     });
+}
+
+#[test]
+fn an_overflow_of_a_guarded_block_is_a_fault_and_a_line_says_of_what() {
+    let guarded = |command: &mut Command| {
+        preload(command, &[], &[]);
+        command.env("PMA_GUARD_SAMPLE", "50");
+    };
+    let output = in_child(guarded, || {
+        for _ in 0..5_000 {
+            // SAFETY: none for the byte behind the block, which is the point: only a guarded one has room for no more.
+            unsafe {
+                let block = libc::malloc(4000).cast::<u8>();
+                if libc::malloc_usable_size(block.cast()) == 4000 {
+                    block.add(4000).read_volatile();
+                }
+            }
+        }
+    });
+    let said = text(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{:?} {said}", output.status);
+    assert!(said.contains("overflow at") && said.contains("0 bytes past a block of 4000 bytes"), "{said}");
+}
+
+#[test]
+fn a_program_with_guarded_blocks_works_as_without() {
+    let guarded = |command: &mut Command| {
+        preload(command, &[], &[]);
+        command.env("PMA_GUARD_SAMPLE", "10");
+    };
+    let output = in_child(guarded, || {
+        let words: HashMap<usize, String> = (0..10_000).map(|word| (word, "x".repeat(word % 100))).collect();
+        assert!(words.iter().all(|(word, text)| text.len() == word % 100));
+        thread::spawn(move || drop(words)).join().unwrap();
+    });
+    assert_ended_well(&output);
 }
 
 /// Allocates when its thread ends.

@@ -115,7 +115,7 @@ pub(super) unsafe fn switch_back(outer: *const ThreadCache) {
 }
 
 /// The component that the calling thread is in.
-fn current_component() -> ComponentIndex {
+pub(crate) fn current_component() -> ComponentIndex {
     current().component()
 }
 

@@ -8,6 +8,8 @@
 use super::Heap;
 use crate::arena::HUGE_PAGE;
 use crate::fault;
+#[cfg(feature = "os")]
+use crate::guarded;
 use crate::lock::Guard;
 use crate::page_table::{Mapping, Misuse};
 use crate::runs::Runs;
@@ -41,7 +43,23 @@ impl<G: Geometry> Heap<G> {
     /// Whether the heap's limit allows for so many pages more.
     pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
         let used = runs.frontier().get() - runs.free_pages().get();
-        used + more.get() <= self.limit.get()
+        used + self.guarded_pages() + more.get() <= self.limit.get()
+    }
+
+    /// Whether the heap's limit allows for so many bytes outside the arena.
+    #[cfg(feature = "os")]
+    pub(crate) fn has_room_for(&self, bytes: usize) -> bool {
+        let pages = PageCount::holding(bytes, self.geometry().page_shift());
+        pages.is_some_and(|pages| self.may_use(&self.runs(), pages))
+    }
+
+    /// As many pages as guarded blocks, which lie outside the arena, would have in it.
+    fn guarded_pages(&self) -> usize {
+        #[cfg(feature = "os")]
+        if self.is_process_heap {
+            return guarded::held_bytes().div_ceil(self.page_size());
+        }
+        0
     }
 
     /// Commits at least `more` pages above the frontier; false if that cannot be.

@@ -124,7 +124,6 @@ pub(crate) unsafe fn unmap(start: NonNull<u8>, bytes: usize) {
 ///
 /// # Safety
 /// The range is committed and belongs to the caller, who does not use it meanwhile.
-#[cfg(feature = "hardened")]
 pub(crate) unsafe fn protect(start: NonNull<u8>, bytes: usize) -> bool {
     // SAFETY: nobody uses the range.
     unsafe { libc::mprotect(start.as_ptr().cast(), bytes, libc::PROT_NONE) == 0 }
@@ -310,6 +309,12 @@ pub(crate) fn processors() -> usize {
 pub(crate) fn this_thread() -> usize {
     // SAFETY: pthread_self has no preconditions.
     unsafe { libc::pthread_self() as usize }
+}
+
+/// The number by which the system knows the calling thread.
+pub(crate) fn thread_number() -> u32 {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
 /// Has functions called whenever the process forks: before it, and after it in the parent and in the child.

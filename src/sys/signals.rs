@@ -34,6 +34,59 @@ impl Signal {
     }
 }
 
+/// Who looks at memory faults, and what was done about them before.
+static FAULTS: spin::Once<(fn(usize), libc::sigaction)> = spin::Once::new();
+
+/// Has `look` called with the address whenever the process touches memory that it may not. Whatever was to happen then
+/// happens afterwards, as if nobody had looked: an earlier handler is called, or the process ends at the same instruction,
+/// with a core dump if it is to leave one. To be called once.
+///
+/// `look` does nothing that is not safe in a signal handler.
+pub(crate) fn on_fault(look: fn(usize)) -> bool {
+    // SAFETY: zeros are a valid value of the struct; the handler is one, and does what `look` and an earlier one do.
+    unsafe {
+        let mut former: libc::sigaction = core::mem::zeroed();
+        if libc::sigaction(libc::SIGSEGV, ptr::null(), &mut former) != 0 {
+            return false;
+        }
+        // Signals are blocked meanwhile, and calls to the system go on, as an earlier handler would have it.
+        let mut action = former;
+        action.sa_sigaction = handle_fault as *const () as usize;
+        let kept = libc::SA_NODEFER | libc::SA_RESTART;
+        action.sa_flags = former.sa_flags & kept | libc::SA_SIGINFO | libc::SA_ONSTACK;
+        FAULTS.call_once(|| (look, former));
+        libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()) == 0
+    }
+}
+
+extern "C" fn handle_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let Some((look, former)) = FAULTS.get() else { return };
+    // SAFETY: the system hands a handler what it is to know. What it did not find itself, but was sent, has no address.
+    let address = unsafe { ((*info).si_code > 0).then(|| (*info).si_addr().addr()) };
+    if let Some(address) = address {
+        keeping_errno(|| look(address));
+    }
+    match former.sa_sigaction {
+        libc::SIG_IGN if address.is_none() => {}
+        // SAFETY: the action is what it was. Then the instruction is executed again, or the signal comes again.
+        libc::SIG_DFL | libc::SIG_IGN => unsafe {
+            libc::sigaction(signal, former, ptr::null_mut());
+            if address.is_none() {
+                libc::raise(signal);
+            }
+        },
+        // SAFETY: what is neither is a handler, of the one type or the other.
+        handler => unsafe {
+            if former.sa_flags & libc::SA_SIGINFO != 0 {
+                type WithInfo = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+                core::mem::transmute::<usize, WithInfo>(handler)(signal, info, context);
+            } else {
+                core::mem::transmute::<usize, extern "C" fn(libc::c_int)>(handler)(signal);
+            }
+        },
+    }
+}
+
 /// Does `work`, and leaves `errno` as it was.
 pub(crate) fn keeping_errno(work: impl FnOnce()) {
     // SAFETY: the C library's errno of this thread can always be read and written.
