@@ -15,7 +15,7 @@ use crate::decay;
 use crate::hardened;
 use crate::heap::Heap;
 use crate::ledger::MOST_COMPONENTS;
-use crate::lock::Lock;
+use crate::lock::{Lock, Once};
 use crate::metadata;
 use crate::page_table::Tag;
 use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
@@ -714,7 +714,7 @@ pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
 
 /// The key whose destructor flushes the cache of a thread that ends.
 pub(crate) fn exit_key() -> Option<sys::ThreadKey> {
-    static KEY: spin::Once<sys::ThreadKey> = spin::Once::new();
+    static KEY: Once<sys::ThreadKey> = Once::new();
     KEY.try_call_once(|| sys::new_thread_key(at_exit).ok_or(())).ok().copied()
 }
 
