@@ -18,6 +18,7 @@
 use crate::decay;
 use crate::global::heap;
 use crate::guarded;
+use crate::lock::Wait;
 use crate::metadata;
 use crate::profile;
 use crate::report;
@@ -43,6 +44,7 @@ pub(crate) fn has_forked() -> bool {
 /// registering itself gives rise to: the calling thread may use the heap all the same, but not publish it.
 pub(crate) fn register() -> bool {
     let this_thread = sys::this_thread();
+    let mut wait = Wait::default();
     loop {
         let registrar =
             REGISTRAR.compare_exchange(UNREGISTERED, this_thread, Ordering::Acquire, Ordering::Acquire);
@@ -55,7 +57,7 @@ pub(crate) fn register() -> bool {
             }
             Err(REGISTERED) => return true,
             Err(registrar) if registrar == this_thread => return false,
-            Err(_) => sys::yield_now(),
+            Err(_) => wait.relax(),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::decay;
 use crate::fork;
 use crate::guarded;
 use crate::heap::{Heap, room_for};
+use crate::lock::Once;
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
@@ -17,7 +18,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// The process heap.
-static MADE: spin::Once<Heap<BuildGeometry>> = spin::Once::new();
+static MADE: Once<Heap<BuildGeometry>> = Once::new();
 /// The same for everyone to find: null until forks are provided for.
 static HEAP: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 

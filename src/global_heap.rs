@@ -1,6 +1,7 @@
 //! [`GlobalHeap`]: a heap over given memory as the global allocator of a program without an operating system.
 
 use crate::heap::{Heap, HeapError, HeapOptions};
+use crate::lock::Once;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
 
@@ -23,13 +24,13 @@ use core::ptr;
 #[derive(Debug)]
 pub struct GlobalHeap {
     options: HeapOptions,
-    heap: spin::Once<Heap>,
+    heap: Once<Heap>,
 }
 
 impl GlobalHeap {
     /// A heap to be made with `options`, without memory yet.
     pub const fn new(options: HeapOptions) -> GlobalHeap {
-        GlobalHeap { options, heap: spin::Once::new() }
+        GlobalHeap { options, heap: Once::new() }
     }
 
     /// Makes the heap of `memory`, and returns it. If it was made before, that one stays, and `memory` is unused.

@@ -1,10 +1,12 @@
-//! A spin lock that gives way: it spins a little, then yields to the OS, then sleeps.
+//! A spin lock that gives way: it spins a little, then yields to the OS, then sleeps. And values that are made once,
+//! for which one waits asleep.
 //!
 //! A thread that holds the lock may be preempted for a whole time slice. Spinning through that burns the time
 //! the holder needs to go on, and with real-time priorities it never gets it; yielding alone does not help when
 //! the waiter outranks the holder. Sleeping always does.
 
 use crate::sys;
+use spin::RelaxStrategy;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// Attempts with a pause instruction between them: about a microsecond.
@@ -77,15 +79,15 @@ impl<T> Lock<T> {
     }
 }
 
-/// One thread's wait for one lock.
+/// One thread's wait for another.
 #[derive(Default)]
-struct Wait {
+pub(crate) struct Wait {
     attempts: u32,
     sleep_ns: u64,
 }
 
 impl Wait {
-    fn relax(&mut self) {
+    pub(crate) fn relax(&mut self) {
         self.attempts += 1;
         if self.attempts <= SPINS {
             core::hint::spin_loop();
@@ -95,5 +97,19 @@ impl Wait {
             self.sleep_ns = (self.sleep_ns * 2).clamp(FIRST_SLEEP_NS, LAST_SLEEP_NS);
             sys::sleep(self.sleep_ns);
         }
+    }
+}
+
+/// A value that is made by the first thread to want it; the others sleep meanwhile.
+pub(crate) type Once<T> = spin::once::Once<T, Asleep>;
+
+/// How a thread waits for a [`Once`].
+#[derive(Debug)]
+pub(crate) enum Asleep {}
+
+impl RelaxStrategy for Asleep {
+    fn relax() {
+        // Many that outrank the one that makes it, and wake up more often, leave it no processor.
+        sys::sleep(LAST_SLEEP_NS);
     }
 }

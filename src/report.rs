@@ -15,6 +15,7 @@ use crate::dump::{DumpOptions, View};
 use crate::global::{PageAllocator, heap};
 use crate::human::{Bytes, Count};
 use crate::line::Line;
+use crate::lock::Once;
 use crate::options::set;
 use crate::out::{Out, Target};
 use crate::stats::{ClassStats, Stats};
@@ -39,7 +40,7 @@ static SIGNALS: AtomicU32 = AtomicU32::new(0);
 static ANSWERED: AtomicU32 = AtomicU32::new(0);
 
 /// The directory for dumps; a program may change its environment later.
-static DIRECTORY: spin::Once<Path> = spin::Once::new();
+static DIRECTORY: Once<Path> = Once::new();
 
 /// Where the report at exit goes.
 static STANDARD_ERROR: spin::Once<File> = spin::Once::new();

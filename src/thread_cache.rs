@@ -16,7 +16,7 @@ use crate::guarded;
 use crate::hardened;
 use crate::heap::Heap;
 use crate::ledger::MOST_COMPONENTS;
-use crate::lock::Lock;
+use crate::lock::{Lock, Once};
 use crate::metadata;
 use crate::page_table::Tag;
 use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
@@ -32,7 +32,8 @@ use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
 const MOST_BYTES: usize = 64 << 10;
-/// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each.
+/// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
+/// class.
 const CACHE_BYTES: usize = 3 << 20;
 /// So have those of all caches, as long as there are no more than leave each [`LEAST_CACHE_BYTES`].
 const ALL_CACHES_BYTES: usize = 16 << 20;
@@ -43,7 +44,7 @@ const FREE_BYTES: usize = 4 << 10;
 /// class of their shard, and of those that run at once few do.
 const SHARDS_PER_PROCESSOR: usize = 2;
 /// Words of a stack, the two at its ends included: powers of two.
-const FIRST_WORDS: usize = 16;
+const FIRST_WORDS: usize = 8;
 const LEAST_WORDS: usize = 4;
 const MOST_WORDS: usize = 512;
 /// Words that a stack of blocks for other shards grows to on account of components.
@@ -74,21 +75,18 @@ const LID: usize = 1;
 static NO_STACK: [AtomicPtr<u64>; 2] =
     [AtomicPtr::new(&raw const NO_BLOCK as *mut u64), AtomicPtr::new(ptr::without_provenance_mut(LID))];
 
-const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS);
+const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS && MOST_WORDS <= u16::MAX as usize);
 const_assert!(LEAST_CACHE_BYTES <= CACHE_BYTES);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
-/// Where a stack's words are: the address of [`NO_BLOCK`], slots, [`LID`].
-struct Words {
-    start: AtomicPtr<usize>,
-    len: AtomicU32,
-}
-
-/// A stack of addresses for each class.
+/// A stack of addresses for each class. Its words are the address of [`NO_BLOCK`], slots, and [`LID`].
 struct Stacks {
     /// The highest slot in use, or the bottom.
     tops: [AtomicPtr<usize>; CLASS_COUNT],
-    words: [Words; CLASS_COUNT],
+    /// The first word.
+    starts: [AtomicPtr<usize>; CLASS_COUNT],
+    /// The number of words.
+    lens: [AtomicU16; CLASS_COUNT],
 }
 
 /// One thread's cache. See the [module](self).
@@ -283,8 +281,8 @@ impl Stacks {
     #[allow(clippy::declare_interior_mutable_const)] // copied into each cache
     const NONE: Stacks = Stacks {
         tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut usize) }; CLASS_COUNT],
-        words: [const { Words { start: AtomicPtr::new(ptr::null_mut()), len: AtomicU32::new(0) } };
-            CLASS_COUNT],
+        starts: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT],
+        lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
     };
 
     #[inline(always)]
@@ -354,8 +352,7 @@ impl Stacks {
     /// The slots of a class, from the bottom up, and how many of them are in use.
     #[allow(clippy::mut_from_ref)] // the slots are this thread's alone, and it uses them one function at a time
     fn slots(&self, class: ClassIndex) -> (&mut [usize], usize) {
-        let words = &self.words[class.get()];
-        let (start, len) = (words.start.load(Relaxed), words.len.load(Relaxed) as usize);
+        let (start, len) = self.words(class);
         if len == 0 {
             return (&mut [], 0);
         }
@@ -366,9 +363,14 @@ impl Stacks {
         }
     }
 
+    /// Where the words of a class are, and how many.
+    fn words(&self, class: ClassIndex) -> (*mut usize, usize) {
+        (self.starts[class.get()].load(Relaxed), self.lens[class.get()].load(Relaxed).into())
+    }
+
     fn set_used(&self, class: ClassIndex, used: usize) {
-        debug_assert!(used < self.words[class.get()].len.load(Relaxed) as usize);
-        let start = self.words[class.get()].start.load(Relaxed);
+        let (start, len) = self.words(class);
+        debug_assert!(used < len);
         // SAFETY: `used` is at most the number of slots, which follow the bottom.
         self.top(class).store(unsafe { start.add(used) }, Relaxed);
     }
@@ -385,8 +387,8 @@ impl Stacks {
             new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
         }
         self.drop_words(class);
-        self.words[class.get()].start.store(new, Relaxed);
-        self.words[class.get()].len.store(len as u32, Relaxed);
+        self.starts[class.get()].store(new, Relaxed);
+        self.lens[class.get()].store(len as u16, Relaxed);
         self.set_used(class, used);
         true
     }
@@ -404,23 +406,21 @@ impl Stacks {
 
     /// Gives the words of a class back, whatever is in them.
     fn drop_words(&self, class: ClassIndex) {
-        let words = &self.words[class.get()];
-        let (start, len) = (words.start.load(Relaxed), words.len.load(Relaxed) as usize);
+        let (start, len) = self.words(class);
         self.top(class).store(&raw const NO_STACK as *mut usize, Relaxed);
-        words.len.store(0, Relaxed);
+        self.lens[class.get()].store(0, Relaxed);
         if let Some(start) = NonNull::new(start.cast()) {
             // SAFETY: the words were allocated with this length, and nothing leads to them any more.
             unsafe { metadata::free(start, len * size_of::<usize>()) };
         }
-        words.start.store(ptr::null_mut(), Relaxed);
+        self.starts[class.get()].store(ptr::null_mut(), Relaxed);
     }
 
     /// Blocks held, as another thread may count them: near the truth while the owner is at work.
     fn held(&self, class: ClassIndex) -> usize {
-        let words = &self.words[class.get()];
-        let (start, len) = (words.start.load(Relaxed).addr(), words.len.load(Relaxed) as usize);
-        let used = self.top(class).load(Relaxed).addr().wrapping_sub(start) / size_of::<usize>();
-        if start != 0 && used < len { used } else { 0 }
+        let (start, len) = self.words(class);
+        let used = self.top(class).load(Relaxed).addr().wrapping_sub(start.addr()) / size_of::<usize>();
+        if !start.is_null() && used < len { used } else { 0 }
     }
 }
 
@@ -574,7 +574,7 @@ impl ThreadCache {
     /// Whether the stack that a block of `tag` goes to may grow for it. Blocks of components that wait to go home are
     /// held by them all the while, so they do not wait for many others.
     fn may_grow(&self, stacks: &Stacks, tag: Tag) -> bool {
-        let words = stacks.words[tag.class().get()].len.load(Relaxed) as usize;
+        let (_, words) = stacks.words(tag.class());
         tag.shard() == self.shard
             || tag.shard().component() == ComponentIndex::NONE
             || words < COMPONENT_WORDS
@@ -582,7 +582,7 @@ impl ThreadCache {
 
     /// Doubles the stack of a class if its bound and that of the cache allow.
     fn grow(&self, stacks: &Stacks, class: ClassIndex) -> bool {
-        let old = stacks.words[class.get()].len.load(Relaxed) as usize;
+        let (_, old) = stacks.words(class);
         let most = most_words(class);
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
@@ -744,7 +744,7 @@ pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
 
 /// The key whose destructor flushes the cache of a thread that ends.
 pub(crate) fn exit_key() -> Option<sys::ThreadKey> {
-    static KEY: spin::Once<sys::ThreadKey> = spin::Once::new();
+    static KEY: Once<sys::ThreadKey> = Once::new();
     KEY.try_call_once(|| sys::new_thread_key(at_exit).ok_or(())).ok().copied()
 }
 

@@ -1,13 +1,15 @@
 //! Many threads, little address space, few mappings: what each costs, and that it is given back.
 //!
-//! `PMA_TEST_THREADS` says how many threads come and go.
+//! `PMA_TEST_THREADS` says how many threads come and go, `PMA_TEST_IDLE_THREADS` how many are idle at a time.
 
-use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
+use page_memory_allocator::{HeapOptions, PageAllocator};
+use std::ffi::c_void;
+use std::hint::black_box;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
-use std::sync::{Arc, Barrier, Mutex};
-use std::{env, fs, io, thread};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
+use std::{env, fs, io, mem, ptr, thread};
 
 #[path = "common/child.rs"]
 mod child;
@@ -90,33 +92,59 @@ fn threads_that_come_and_go_and_leave_blocks_for_others_strand_nothing() {
     );
 }
 
+/// Where threads of a test meet: all that were started, and the test.
+static MEETING: OnceLock<Barrier> = OnceLock::new();
+
+/// A thread that has a stack, does some small work with the heap when it is told to, and then has nothing to do.
+extern "C" fn idle(_: *mut c_void) -> *mut c_void {
+    // All the stack that the work below takes.
+    black_box([1u8; 16 << 10]);
+    let meeting = MEETING.get().expect("it was set before");
+    meeting.wait();
+    meeting.wait();
+    for size in (1..=10).map(|number| number * 16) {
+        drop([vec![1u8; size], vec![2; size], vec![3; size]]);
+    }
+    meeting.wait();
+    meeting.wait();
+    ptr::null_mut()
+}
+
 #[test]
 fn an_idle_thread_has_little_memory() {
     succeeds(
         |_| (),
         || {
-            const THREADS: usize = 1_000;
-            /// What a thread has of the system and of std: two OS pages of stack, its descriptor, and what std keeps of it.
-            const WITHOUT_CACHE: usize = 24 << 10;
-            let (all, done) = (Arc::new(Barrier::new(THREADS + 1)), Arc::new(Barrier::new(THREADS + 1)));
-            drop(thread::spawn(|| ()).join());
+            let threads = match env::var("PMA_TEST_IDLE_THREADS") {
+                Ok(number) => number.parse().expect("PMA_TEST_IDLE_THREADS is a number"),
+                Err(_) => 500,
+            };
+            let meeting = MEETING.get_or_init(|| Barrier::new(threads + 1));
+            let mut started = Vec::with_capacity(threads);
+            for _ in 0..threads {
+                // SAFETY: the attributes are initialised before they are used; the thread is given nothing.
+                unsafe {
+                    let (mut thread, mut attributes) = (mem::zeroed(), mem::zeroed());
+                    assert_eq!(libc::pthread_attr_init(&mut attributes), 0);
+                    assert_eq!(libc::pthread_attr_setstacksize(&mut attributes, 64 << 10), 0);
+                    assert_eq!(libc::pthread_create(&mut thread, &attributes, idle, ptr::null_mut()), 0);
+                    started.push(thread);
+                }
+            }
+            meeting.wait();
             let before = resident();
-            let threads: Vec<_> = (0..THREADS)
-                .map(|number| {
-                    let (all, done) = (Arc::clone(&all), Arc::clone(&done));
-                    small_thread(move || {
-                        drop(vec![number; 10]);
-                        all.wait();
-                        done.wait();
-                    })
-                })
-                .collect();
-            all.wait();
-            let each = resident().saturating_sub(before) / THREADS;
-            println!("{each} bytes resident for each of {THREADS} idle threads, stacks included");
-            done.wait();
-            threads.into_iter().for_each(|thread| thread.join().expect("the thread ends well"));
-            assert!(each < WITHOUT_CACHE + (16 << 10), "{each} bytes for a thread");
+            meeting.wait();
+            meeting.wait();
+            let each = resident().saturating_sub(before) / threads;
+            println!(
+                "{each} bytes resident for the cache of each of {threads} idle threads, its blocks included"
+            );
+            meeting.wait();
+            // SAFETY: each thread was started, and is waited for once.
+            started.into_iter().for_each(|thread| unsafe {
+                assert_eq!(libc::pthread_join(thread, ptr::null_mut()), 0);
+            });
+            assert!(each <= 16 << 10, "{each} bytes for a thread");
         },
     );
 }
@@ -155,6 +183,96 @@ fn a_million_operations_leave_few_mappings() {
             let more = mappings().saturating_sub(before);
             println!("{more} mappings more after a million operations");
             assert!(more <= 64 || cfg!(feature = "hardened"), "{more} mappings");
+        },
+    );
+}
+
+/// Takes address space, an OS page at a time, each with another protection than its neighbours so that none becomes
+/// one with another, until the system grants no more mappings.
+fn take_all_mappings(taken: &mut Vec<*mut c_void>) {
+    while taken.len() < taken.capacity() {
+        let protection = if taken.len().is_multiple_of(2) { libc::PROT_NONE } else { libc::PROT_READ };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a mapping at an address of the kernel's choice touches nothing that is in use.
+        let page = unsafe { libc::mmap(ptr::null_mut(), 4096, protection, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return;
+        }
+        taken.push(page);
+    }
+    panic!("there are always more mappings");
+}
+
+/// Blocks of `size` bytes, filled, until none is served.
+fn fill_up(blocks: &mut Vec<Vec<u8>>, size: usize) {
+    while blocks.len() < blocks.capacity() {
+        let mut block = Vec::new();
+        if block.try_reserve_exact(size).is_err() {
+            return;
+        }
+        block.resize(size, blocks.len() as u8);
+        blocks.push(block);
+    }
+    panic!("memory does not run out");
+}
+
+/// Whether each block holds what it was filled with.
+fn are_whole(blocks: &[Vec<u8>]) -> bool {
+    blocks.iter().enumerate().all(|(number, block)| block.iter().all(|&byte| byte == number as u8))
+}
+
+#[test]
+fn without_mappings_what_fits_is_served() {
+    const LIMIT: usize = 64 << 20;
+    succeeds(
+        |command| {
+            command.env("PMA_LIMIT", LIMIT.to_string());
+        },
+        || {
+            let most = fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux tells");
+            let most: usize = most.trim().parse().expect("a number");
+            if most > 300_000 {
+                println!("skipped: a process may have {most} mappings");
+                return;
+            }
+            let mut taken = Vec::with_capacity(most + 1);
+            let mut blocks = Vec::with_capacity(100_000);
+            for left in [0, 6] {
+                take_all_mappings(&mut taken);
+                for page in taken.drain(taken.len() - left..) {
+                    // SAFETY: the page was mapped for this test, and nobody uses it.
+                    assert_eq!(unsafe { libc::munmap(page, 4096) }, 0);
+                }
+                let mut served = 0;
+                for size in [3 << 20, built::PAGE_SIZE, 1_000, 24] {
+                    fill_up(&mut blocks, size);
+                    assert!(are_whole(&blocks), "a block was changed");
+                    served = served.max(blocks.iter().map(Vec::len).sum());
+                    // Half of them go, so that the next size has room; some of the rest grow.
+                    let kept = blocks.len().div_ceil(2);
+                    blocks.truncate(kept);
+                    for (number, block) in blocks.iter_mut().enumerate().step_by(5) {
+                        if block.try_reserve(block.len()).is_ok() {
+                            block.resize(block.len() + block.len() / 2, number as u8);
+                        }
+                    }
+                    HEAP.purge();
+                    assert!(are_whole(&blocks), "a block was changed");
+                    assert!(HEAP.check().is_ok(), "the table is not sound");
+                }
+                println!("{served} bytes served with {left} mappings left");
+                assert!(served > LIMIT / 2, "only {served} bytes are served");
+                blocks.clear();
+                // A heap of one's own takes more mappings than none.
+                assert!(left > 0 || HeapOptions::new().build().is_err());
+            }
+            for page in taken.drain(..) {
+                // SAFETY: as above.
+                assert_eq!(unsafe { libc::munmap(page, 4096) }, 0);
+            }
+            assert!(HeapOptions::new().build().is_ok(), "the system has mappings again");
+            assert!(churn(20_000) > 5_000, "it does not go on");
+            HEAP.check().expect("the table is sound");
         },
     );
 }
