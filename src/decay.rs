@@ -33,7 +33,7 @@ static PASSES: AtomicU32 = AtomicU32::new(0);
 /// The thread of its own: one of the following.
 static THREAD: AtomicU32 = AtomicU32::new(UNWANTED);
 const UNWANTED: u32 = 0;
-/// It is to be started when a pass is due.
+/// It is to be started when something is freed.
 const WANTED: u32 = 1;
 const AT_WORK: u32 = 2;
 /// It sleeps until there is something to do.
@@ -60,13 +60,33 @@ pub(crate) fn passes() -> u32 {
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
     report::tick();
+    if THREAD.load(Relaxed) == WAITING {
+        wake();
+    }
     let due = DUE.load(Relaxed);
-    if due == NEVER {
-        if THREAD.load(Relaxed) == WAITING {
-            wake();
-        }
-    } else if sys::milliseconds() >= due {
+    if due != NEVER && sys::milliseconds() >= due {
         pass(heap, due);
+    }
+}
+
+/// [`tick`] where blocks or runs have just been freed.
+#[inline]
+pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
+    if THREAD.load(Relaxed) == WANTED {
+        start_thread();
+    }
+    tick(heap);
+}
+
+/// Has the thread make the passes, if it can be started.
+#[cold]
+fn start_thread() {
+    if THREAD.compare_exchange(WANTED, AT_WORK, Relaxed, Relaxed).is_ok() {
+        let due = DUE.swap(NEVER, Relaxed);
+        if !sys::spawn(background) {
+            THREAD.store(UNWANTED, Relaxed);
+            DUE.store(due, Relaxed);
+        }
     }
 }
 
@@ -81,13 +101,6 @@ fn wake() {
 fn pass(heap: &Heap<BuildGeometry>, due: u64) {
     if DUE.compare_exchange(due, NEVER, Relaxed, Relaxed).is_err() {
         return;
-    }
-    if THREAD.load(Relaxed) == WANTED {
-        THREAD.store(AT_WORK, Relaxed);
-        if sys::spawn(background) {
-            return;
-        }
-        THREAD.store(UNWANTED, Relaxed);
     }
     let purged = heap.purge_free_pages(Unused::Idle, MOST_BYTES);
     let wait = if purged < MOST_BYTES {

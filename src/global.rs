@@ -316,7 +316,7 @@ impl PageAllocator {
         if class == ClassIndex::NONE || sampled {
             // A sampled block is a run, whatever its layout.
             heap.dealloc_run(address, if sampled { None } else { Some(layout) });
-            return decay::tick(heap);
+            return decay::tick_freed(heap);
         }
         let tag = heap.tag_for_free(address, class);
         match thread_cache::current_or_made(heap, Some(tag.shard())) {

@@ -554,7 +554,7 @@ impl ThreadCache {
         if stacks.push(class, address) {
             return;
         }
-        decay::tick(heap);
+        decay::tick_freed(heap);
         self.give_up_blocks(heap);
         if !self.may_grow(stacks, tag) || !self.grow(stacks, class) {
             let (slots, used) = stacks.slots(class);

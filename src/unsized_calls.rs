@@ -209,7 +209,7 @@ impl PageAllocator {
             None => {
                 profile::forget(address);
                 heap.dealloc_run(address, None);
-                decay::tick(heap);
+                decay::tick_freed(heap);
             }
             Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
                 Some(cache) => cache.dealloc_slow(heap, tag, address),

@@ -173,6 +173,21 @@ fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
 }
 
 #[test]
+fn the_thread_does_not_wait_for_somebody_to_come_by_later() {
+    // The process is idle long before the first period is over.
+    let variables = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "10000")];
+    let output = in_child(
+        |command| set(command, &variables),
+        || {
+            let before = threads();
+            free_shuffled(mixed_blocks(4 * MIB));
+            assert_eq!(threads(), before + 1);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn a_child_process_has_a_thread_of_its_own_for_it() {
     let output = in_child(
         |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
