@@ -523,3 +523,27 @@ impl<G: Geometry> PageTable<G> {
         NonNull::slice_from_raw_parts(first, self.words_per_page)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size_class::{CustomGeometry, SizeClasses};
+    use std::vec;
+
+    #[test]
+    fn the_parts_of_a_table_in_use_are_the_whole_of_it_when_all_pages_are() {
+        let (geometry, pages) =
+            (CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap(), PageCount(1_000));
+        let bytes = PageTable::storage(geometry, pages);
+        let mut storage = vec![0u64; bytes / 8];
+        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
+        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
+        let (table, _) = unsafe { PageTable::new(geometry, 0, pages, start) };
+        let mut at = start.addr().get();
+        for (start, bytes) in table.storage_in_use(PageIndex(1_000)) {
+            assert_eq!(start, at);
+            at += bytes.next_multiple_of(8);
+        }
+        assert_eq!(at, start.addr().get() + bytes);
+    }
+}

@@ -556,6 +556,13 @@ mod tests {
     }
 
     #[test]
+    fn free_pages_are_counted_up_to_the_end_of_the_bitmap() {
+        let mut runs = runs(128);
+        runs.grow(PageCount(128));
+        assert_eq!(runs.free_from(PageIndex(100), PageCount(100)), PageCount(28));
+    }
+
+    #[test]
     fn only_added_pages_are_found() {
         let mut runs = runs(200);
         assert_eq!(runs.find(PageCount(1)), None);

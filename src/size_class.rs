@@ -303,6 +303,11 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_block_is_half_of_the_largest_page() {
+        assert_eq!(SizeClasses::POWERS_OF_TWO.blocks.last(), Some(&(MAX_PAGE_SIZE as u32 / 2)));
+    }
+
+    #[test]
     fn custom_geometries_refuse_page_sizes_they_cannot_divide() {
         for size in [0, 256, 4095, 3 << 12, 2 << 20] {
             assert!(CustomGeometry::new(size, SizeClasses::POWERS_OF_TWO).is_none());

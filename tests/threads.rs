@@ -254,6 +254,9 @@ fn new_key() -> libc::pthread_key_t {
     key
 }
 
+/// So many times the C library calls the destructors of values that are set anew.
+const ROUNDS: u64 = 4;
+
 /// The value of a key, whose destructor runs `rounds` times.
 struct AtKey {
     key: libc::pthread_key_t,
@@ -274,7 +277,7 @@ fn set_key(key: libc::pthread_key_t, value: *mut c_void) {
 
 fn set_keys() {
     for &key in KEYS.get().expect("the keys were made before main") {
-        set_key(key, AtKey::value(key, 2));
+        set_key(key, AtKey::value(key, ROUNDS));
     }
 }
 
@@ -302,7 +305,7 @@ fn destructors_of_the_c_librarys_keys_use_the_heap_when_the_cache_is_gone() {
             });
             thread.join().unwrap();
         }
-        assert_eq!(RAN.load(Ordering::Relaxed), before + 2 * 2 * 200 + 2 * 100);
+        assert_eq!(RAN.load(Ordering::Relaxed), before + 2 * ROUNDS as usize * 200 + 2 * 100);
         HEAP.check().unwrap();
     });
 }

@@ -110,3 +110,14 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_blocks_a_page_has_free_the_later_is_its_list() {
+        let lists = [(0, 0), (1, 1), (7, 1), (8, 2), (15, 2), (16, 3), (31, 3), (32, 4), (64, 4)];
+        assert!(lists.iter().all(|&(free, list)| Bin::list_of(free, 64) == list));
+    }
+}

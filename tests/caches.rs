@@ -1,0 +1,112 @@
+//! What thread caches hold, what they leave to others, and what goes back.
+
+use page_memory_allocator::size_class::built;
+use page_memory_allocator::{HeapOptions, PageAllocator};
+use std::alloc::Layout;
+use std::sync::Barrier;
+use std::thread;
+
+#[path = "common/child.rs"]
+mod child;
+use child::{in_child, text};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+/// Runs a part of a test in a process of its own, where nobody else uses the heap.
+fn alone<F: FnOnce()>(body: F) {
+    let output = in_child(|_| (), body);
+    assert!(output.status.success(), "{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
+    print!("{}", text(&output.stdout));
+}
+
+#[test]
+fn a_purge_leaves_nothing_in_the_callers_cache() {
+    alone(|| {
+        let blocks: Vec<Vec<u8>> = (0..1_000).map(|number| vec![1; 1 + number * 7 % 3_000]).collect();
+        drop(blocks);
+        let (before, live) = (HEAP.summary().cached_bytes, HEAP.summary().live_bytes);
+        HEAP.purge();
+        let after = HEAP.summary().cached_bytes;
+        println!("{before} bytes cached, {after} after a purge");
+        assert!(before > 100_000, "{before} bytes cached");
+        // The thread of the harness waits, with a cache of its own.
+        assert!(after < before / 4, "{after} bytes of {before} are still cached, {live} live");
+    });
+}
+
+// A hardened cache hands out what waits in it at random, and keeps other amounts.
+#[cfg(not(feature = "hardened"))]
+#[test]
+fn a_cache_uses_the_memory_it_may_have_and_no_more() {
+    alone(|| {
+        for &size in built::BLOCK_SIZES[1..].iter() {
+            let count = (256 << 10) / size as usize;
+            drop((0..count).map(|_| Vec::<u8>::with_capacity(size as usize)).collect::<Vec<_>>());
+        }
+        let cached = HEAP.summary().cached_bytes;
+        println!("{cached} bytes cached");
+        assert!((1 << 20..3 << 20).contains(&cached), "{cached} bytes cached");
+    });
+}
+
+#[test]
+fn what_a_thread_left_in_its_pages_is_used_up_by_others_before_memory_is() {
+    alone(|| {
+        const SIZE: usize = 1_000;
+        let blocks = |count| (0..count).map(|_| vec![1u8; SIZE]).collect::<Vec<_>>();
+        // Three threads, and so three shards, at a time.
+        let (begin, end) = (Barrier::new(4), Barrier::new(4));
+        thread::scope(|scope| {
+            for user in 0..3 {
+                let (begin, end) = (&begin, &end);
+                scope.spawn(move || {
+                    drop(blocks(1));
+                    // One after the other.
+                    for turn in 0..3 {
+                        begin.wait();
+                        if turn == user {
+                            // More than this thread finds in pages of its own.
+                            let before = HEAP.summary().divided_pages;
+                            let more = blocks(3_000);
+                            let after = HEAP.summary().divided_pages;
+                            println!("{} divided pages, {} with 3,000 blocks more", before.0, after.0);
+                            assert!(after.0 <= before.0 + 8, "{} pages, then {}", before.0, after.0);
+                            drop(more);
+                            HEAP.purge();
+                        }
+                        end.wait();
+                    }
+                });
+            }
+            let mut kept = Vec::new();
+            for _ in 0..3 {
+                // What a thread that ends leaves: pages with most of their blocks free.
+                let mut left = thread::spawn(move || blocks(8_000)).join().expect("the thread ends well");
+                let mut number = 0;
+                left.retain(|_| {
+                    number += 1;
+                    number % 8 == 0
+                });
+                kept.push(left);
+                HEAP.purge();
+                begin.wait();
+                end.wait();
+                HEAP.check().expect("the table is sound");
+            }
+        });
+        HEAP.check().expect("the table is sound");
+    });
+}
+
+#[test]
+fn the_end_of_a_run_that_nobody_asked_for_goes_back() {
+    let heap =
+        HeapOptions::new().capacity(1 << 20).page_size(64 << 10).build().expect("the system has 1 MiB");
+    let layout = Layout::from_size_align((64 << 10) + 1, 1).unwrap();
+    let run = heap.alloc(layout);
+    assert!(!run.is_null());
+    assert_eq!(heap.purge(), (64 << 10) - (4 << 10));
+    // SAFETY: the run is live, and has that layout.
+    unsafe { heap.dealloc(run, layout) };
+}
