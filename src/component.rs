@@ -87,6 +87,23 @@ impl Component {
     /// Has `listener` called, each time that the component comes to hold more than `bytes` bytes, by the thread whose
     /// allocation did that, when that is done. No lock is held: the listener may allocate and free, and is not called
     /// for what it does itself. It runs outside the component, and must not unwind; that ends the process.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     use page_memory_allocator::Component;
+    ///     use std::sync::atomic::{AtomicUsize, Ordering};
+    ///     static HELD: AtomicUsize = AtomicUsize::new(0);
+    ///     static CACHE: Component = Component::new("cache")
+    ///         .soft_limit(1 << 20, |exceeded| HELD.store(exceeded.held_bytes, Ordering::Relaxed));
+    ///     let held = CACHE.enter(|| vec![0u8; 2 << 20]);
+    ///     assert!(HELD.load(Ordering::Relaxed) >= held.len());
+    /// }
+    /// ```
     pub const fn soft_limit(mut self, bytes: usize, listener: SoftLimitListener) -> Component {
         self.soft_limit = Some((bytes, listener));
         self
@@ -146,6 +163,20 @@ impl Component {
     }
 
     /// Sets the limit anew. What is held already stays.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     static CACHE: page_memory_allocator::Component = page_memory_allocator::Component::new("cache");
+    ///     CACHE.set_limit(1 << 20);
+    ///     assert!(CACHE.enter(|| Vec::<u8>::new().try_reserve(2 << 20)).is_err());
+    ///     assert_eq!((CACHE.name(), CACHE.stats().refusals > 0), ("cache", true));
+    /// }
+    /// ```
     pub fn set_limit(&self, bytes: usize) {
         if let Some(account) = self.account() {
             account.set_limit(bytes);

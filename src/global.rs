@@ -168,6 +168,24 @@ impl PageAllocator {
     /// should return true only after it has freed something, or has reason to wait for others who will.
     ///
     /// The hook may free and allocate. For allocations of its own that fail it is called again, too.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// static REFUSED: AtomicBool = AtomicBool::new(false);
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new().limit(64 << 20).on_out_of_memory(|_| {
+    ///     REFUSED.store(true, Ordering::Relaxed);
+    ///     false // nothing was freed: it is refused for good
+    /// });
+    ///
+    /// fn main() {
+    ///     assert!(Vec::<u8>::new().try_reserve(100 << 20).is_err());
+    ///     assert!(REFUSED.load(Ordering::Relaxed));
+    /// }
+    /// ```
     pub const fn on_out_of_memory(mut self, hook: OutOfMemory) -> PageAllocator {
         self.out_of_memory = Some(hook);
         self
@@ -179,6 +197,18 @@ impl PageAllocator {
     ///
     /// The caches of other threads are their own. They are emptied when their threads next come by a slow path, and
     /// what becomes free thereby goes back in the usual time.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     drop(std::hint::black_box(vec![1u8; 64 << 20]));
+    ///     assert!(HEAP.purge() >= 64 << 20);
+    /// }
+    /// ```
     pub fn purge(&self) -> usize {
         let Some(heap) = heap() else { return 0 };
         thread_cache::call_for_blocks(heap);
@@ -218,6 +248,18 @@ impl PageAllocator {
     ///
     /// # Errors
     /// The first invariant that does not hold, and the page it was seen at.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     let _held = vec![1u8; 1 << 20];
+    ///     assert!(HEAP.check().is_ok());
+    /// }
+    /// ```
     pub fn check(&self) -> Result<Census, Violation> {
         heap().map_or(Ok(Census::default()), Heap::check)
     }

@@ -250,6 +250,22 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Allocates a block for `layout`; null if that cannot be served. A size of zero is served as one byte.
+    ///
+    /// ```
+    /// # #[cfg(feature = "os")]
+    /// # {
+    /// use page_memory_allocator::HeapOptions;
+    /// use std::alloc::Layout;
+    ///
+    /// let heap = HeapOptions::new().build().unwrap();
+    /// let layout = Layout::new::<[u64; 10]>();
+    /// let block = heap.alloc(layout);
+    /// assert!(!block.is_null() && heap.summary().live_blocks == 1);
+    /// // SAFETY: the block is live, and has this layout.
+    /// unsafe { heap.dealloc(block, layout) };
+    /// assert!(heap.summary().live_blocks == 0 && heap.check().is_ok());
+    /// # }
+    /// ```
     pub fn alloc(&self, layout: Layout) -> *mut u8 {
         match self.geometry().class_of(layout) {
             ClassIndex::NONE => self.alloc_run(ComponentIndex::NONE, layout, false),

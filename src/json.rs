@@ -38,6 +38,19 @@ impl PageAllocator {
     /// Writes the page table of the process heap and the [`Stats`] as one JSON document, described in
     /// `docs/json.md`. Nothing is allocated, and no lock is held while it is written: the writer may allocate.
     ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     let mut document = String::new();
+    ///     HEAP.dump_json(&mut document).unwrap();
+    ///     assert!(document.starts_with('{') && document.contains("\"version\":1"));
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// Those of the writer; and [`fmt::Error`] when the system refuses the heap its address space.
     pub fn dump_json(&self, out: &mut impl Write) -> fmt::Result {

@@ -187,6 +187,22 @@ impl PageAllocator {
     /// The profile of what is live: samples of it, and where they were allocated. Needs the feature `profile`.
     ///
     /// Unlike other views of the heap this one allocates; what it allocates is not sampled.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     let kept: Vec<Vec<u8>> = (0..100).map(|_| vec![1; 1 << 20]).collect();
+    ///     let profile = HEAP.profile();
+    ///     assert!(profile.live_bytes() > 50 << 20, "an estimate");
+    ///     assert!(profile.pprof().starts_with(&[0x1F, 0x8B]), "gzip: std::fs::write it, and `go tool pprof` it");
+    ///     assert!(profile.folded().lines().count() > 0);
+    ///     drop(kept);
+    /// }
+    /// ```
     pub fn profile(&self) -> Profile {
         paused(|| {
             let mut samples = std::vec::Vec::new();

@@ -41,6 +41,15 @@ pub(crate) const fn last_byte(layout: Layout) -> usize {
 }
 
 /// A set of size classes, in ascending order of block size; entry 0 is no class.
+///
+/// ```
+/// use page_memory_allocator::SizeClasses;
+/// use page_memory_allocator::units::ClassIndex;
+///
+/// assert_eq!(SizeClasses::POWERS_OF_TWO.block(ClassIndex(1)), 8);
+/// // In pages of 4 KiB: none, and 8 to 2048 bytes.
+/// assert_eq!(SizeClasses::POWERS_OF_TWO.usable(4096), 10);
+/// ```
 #[derive(Debug)]
 pub struct SizeClasses {
     blocks: &'static [u32],

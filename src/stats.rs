@@ -169,6 +169,20 @@ impl Stats {
     }
 
     /// All size classes of the heap in ascending order, those without pages included.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     let words = vec![String::from("a class of its own"); 100];
+    ///     let stats = HEAP.stats();
+    ///     let held: usize = stats.classes().iter().map(|class| class.live_blocks).sum();
+    ///     assert!(held >= words.len());
+    /// }
+    /// ```
     pub fn classes(&self) -> &[ClassStats] {
         &self.classes[..self.class_count]
     }

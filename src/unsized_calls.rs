@@ -52,6 +52,21 @@ fn layout_of(size: usize) -> Option<Layout> {
 impl PageAllocator {
     /// A block of at least `size` bytes, aligned for every C type that fits into it; null if that cannot be served.
     /// A size of zero is served as one byte.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    /// let block = HEAP.malloc(100);
+    /// assert!(!block.is_null());
+    /// // SAFETY: the block is live until it is freed, and not used after that.
+    /// unsafe {
+    ///     assert!(HEAP.usable_size(block) >= 100);
+    ///     let longer = HEAP.realloc_unsized(block, 1 << 20);
+    ///     assert!(!longer.is_null());
+    ///     HEAP.free(longer);
+    /// }
+    /// ```
     #[inline]
     pub fn malloc(&self, size: usize) -> *mut u8 {
         let block = self.malloc_cached(size);

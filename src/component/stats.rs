@@ -89,6 +89,21 @@ pub(super) fn of(component: ComponentIndex) -> ComponentStats {
 impl PageAllocator {
     /// Calls `each` with what every [`Component`](crate::Component) holds, in the order in which they were first entered.
     /// Nothing is allocated, and no lock is held while `each` is called.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    ///
+    /// fn main() {
+    ///     static CACHE: page_memory_allocator::Component = page_memory_allocator::Component::new("cache");
+    ///     let held = CACHE.enter(|| vec![0u8; 1 << 20]);
+    ///     let mut live = 0;
+    ///     HEAP.components(|component| live += component.live_bytes);
+    ///     assert!(live >= held.len());
+    /// }
+    /// ```
     pub fn components(&self, each: impl FnMut(ComponentStats)) {
         walk(each);
     }

@@ -33,6 +33,20 @@ impl fmt::Display for HeapError {
 impl core::error::Error for HeapError {}
 
 /// How a [`Heap`] is to be made.
+///
+/// ```
+/// use page_memory_allocator::{HeapError, HeapOptions, SizeClasses};
+/// # fn main() -> Result<(), HeapError> {
+/// let options = HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO);
+/// assert_eq!(options.capacity(5000).build().unwrap_err(), HeapError::Capacity);
+/// # #[cfg(feature = "os")]
+/// # {
+/// let heap = options.capacity(1 << 20).build()?;
+/// assert_eq!((heap.page_size(), heap.pages().get()), (4096, 256));
+/// # }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct HeapOptions {
     capacity: usize,
