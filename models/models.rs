@@ -2,9 +2,9 @@
 //!
 //! `cd models && cargo test`
 //!
-//! Statics cannot be made of loom's types, so these are models: each restates a protocol of the source that it names, with
-//! the same steps and the same memory orderings, around as little else as it takes to see it go wrong. A change to one is
-//! to be made to the other.
+//! Statics cannot be made of loom's types, so these are models: each restates a protocol of the source that it names,
+//! with the same steps and the same memory orderings, around as little else as it takes to see it go wrong. A change
+//! to one is to be made to the other.
 #![cfg(test)]
 
 use loom::cell::UnsafeCell;

@@ -47,7 +47,7 @@ use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
 /// # What counts
 /// The bytes of blocks, which are sizes rounded up to those of size classes, and of runs, which are whole pages. Blocks
 /// of the component that wait in thread caches count, too: to be refused, a thread has first given back all that waits
-/// in its own. Other threads' caches hold the first few blocks of each class (14, fewer of large ones) and 8 KiB more. What
+/// in its own. Other threads' caches hold the first few blocks of each class (6, fewer of large ones) and 8 KiB more. What
 /// a page has left between its blocks does not count.
 ///
 /// # What it costs

@@ -135,8 +135,8 @@ impl<G: Geometry> Heap<G> {
 #[cfg(feature = "os")]
 impl PageAllocator {
     /// Prints the [`Stats`] of the process heap to standard output, and below them its page table in the form of
-    /// [`Heap::dump`], with a line for each component below that. In the table, blocks in thread caches are not free; the
-    /// sums tell them from live ones. Nothing is allocated, and no lock is held while it is written.
+    /// [`Heap::dump`], with a line for each component below that. In the table, blocks in thread caches are not free;
+    /// the sums tell them from live ones. Nothing is allocated, and no lock is held while it is written.
     pub fn dump(&self) {
         Out::print(Target::Stream(Stream::Output), |out| self.dump_to(out));
     }

@@ -11,8 +11,8 @@
 //! before it, or into what its alignment leaves behind it, are found then.
 //!
 //! # What it costs the others
-//! Nothing on a fast path. Allocations are counted on slow paths, a refill of a thread's cache as so many blocks. The pool
-//! is outside the arena, so a guarded block that is freed has no page that the thread's cache could expect.
+//! Nothing on a fast path. Allocations are counted on slow paths, a refill of a thread's cache as so many blocks. The
+//! pool is outside the arena, so a guarded block that is freed has no page that the thread's cache could expect.
 //!
 //! # States of a slot
 //! | state | its memory | next |
@@ -336,8 +336,8 @@ pub(crate) fn free(address: usize, layout: Option<Layout>) {
     record.freed_by.store(sys::thread_number(), Relaxed);
     record.state.store(FREED, Relaxed);
     TOUCHABLE.fetch_sub(pages.bytes, Relaxed);
-    // SAFETY: the pages are the block's, which is given up. Where the system refuses to have them untouchable, a use after
-    // free goes unnoticed.
+    // SAFETY: the pages are the block's, which is given up. Where the system refuses to have them untouchable, a use
+    // after free goes unnoticed.
     unsafe {
         sys::protect(pages.start(), pages.bytes);
         sys::purge(pages.start(), pages.bytes);

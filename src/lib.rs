@@ -57,15 +57,15 @@
 //! # How a block is allocated
 //!
 //! 1. The layout's size, rounded up to its alignment, looks its class up in a table.
-//! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was freed,
-//!    or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
+//! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was
+//!    freed, or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
 //! 3. If the stack is empty it grows, and is refilled to the half in one batch: under the lock of the bin, free bits
 //!    become addresses, a word of the bitmap at a time; from the fullest pages first, lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
 //!    lowest free page becomes Divided; else the arena commits more memory.
 //!
-//! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It grows into
-//! the free pages behind it; if it has to move, its memory is remapped.
+//! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It
+//! grows into the free pages behind it; if it has to move, its memory is remapped.
 //!
 //! # How a block is freed
 //!
@@ -79,15 +79,16 @@
 //!
 //! # How memory goes back
 //!
-//! The index of the runs remembers which pages are *dirty*: may have memory. A free page that stays dirty from one period to
-//! the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block. Passes are
-//! made on slow paths, a little at a time, or by a thread of its own (`decay.rs`); [`PageAllocator::purge`] does all at once.
+//! The index of the runs remembers which pages are *dirty*: may have memory. A free page that stays dirty from one
+//! period to the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block.
+//! Passes are made on slow paths, a little at a time, or by a thread of its own (`decay.rs`); [`PageAllocator::purge`]
+//! does all at once.
 //!
 //! # Locks
 //!
-//! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread caches stand
-//! apart. A second bin is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of the table
-//! hold one lock at a time and none while they write.
+//! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread
+//! caches stand apart. A second bin is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of
+//! the table hold one lock at a time and none while they write.
 //!
 //! # What is never done
 //!
@@ -98,11 +99,11 @@
 //! # Features
 //!
 //! `std` (default): thread caches through `thread_local!`. `initial-exec`: thread caches through a thread-local symbol
-//! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `os`, which both
-//! imply: all that needs an operating system; without it there are heaps over given memory only ([`GlobalHeap`],
-//! [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`:
-//! misuse is seen at the call, freed blocks are wiped and checked, what is handed out is random, and a page that
-//! cannot be touched lies behind every run. `profile`: a sampled profile of what is live.
+//! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `os`,
+//! which both imply: all that needs an operating system; without it there are heaps over given memory only
+//! ([`GlobalHeap`], [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`: misuse
+//! is seen at the call, freed blocks are wiped and checked, what is handed out is random, and a page that cannot be
+//! touched lies behind every run. `profile`: a sampled profile of what is live.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]

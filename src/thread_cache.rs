@@ -38,7 +38,7 @@ const CACHE_BYTES: usize = 3 << 20;
 /// So have those of all caches, as long as there are no more than leave each [`LEAST_CACHE_BYTES`].
 const ALL_CACHES_BYTES: usize = 16 << 20;
 const LEAST_CACHE_BYTES: usize = 256 << 10;
-/// The first slots of a class are not too many if they are for no more bytes.
+/// The first slots of a class are not too many if they are for no more bytes, nor ever for a component.
 const FREE_BYTES: usize = 4 << 10;
 /// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
 /// class of their shard, and of those that run at once few do.
@@ -297,8 +297,8 @@ impl Stacks {
     fn pop(&self, class: ClassIndex) -> *mut u8 {
         let top = self.top(class);
         let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. Each holds
-        // the address of a word that may be read, and written if it is in a block.
+        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. Each
+        // holds the address of a word that may be read, and written if it is in a block.
         unsafe {
             let value = slot.read();
             if value & UNMARKED != 0 {
@@ -587,7 +587,7 @@ impl ThreadCache {
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
         if new > most
-            || ((old != 0 || more > FREE_BYTES)
+            || ((old != 0 || (more > FREE_BYTES && self.component() == ComponentIndex::NONE))
                 && self.slot_bytes.get() + more > self.most_bytes.min(share()))
             || !stacks.move_to(class, new)
         {

@@ -87,8 +87,8 @@ pub(super) fn of(component: ComponentIndex) -> ComponentStats {
 }
 
 impl PageAllocator {
-    /// Calls `each` with what every [`Component`](crate::Component) holds, in the order in which they were first entered.
-    /// Nothing is allocated, and no lock is held while `each` is called.
+    /// Calls `each` with what every [`Component`](crate::Component) holds, in the order in which they were first
+    /// entered. Nothing is allocated, and no lock is held while `each` is called.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;

@@ -85,8 +85,8 @@ impl<G: Geometry> Heap<G> {
         u32::from(cfg!(feature = "hardened") && self.is_process_heap)
     }
 
-    /// Makes the last page of a run the guard that it is to have. Where the system refuses, as a process may have only so
-    /// many mappings and each guard costs two, the page lies there all the same, but can be touched.
+    /// Makes the last page of a run the guard that it is to have. Where the system refuses, as a process may have only
+    /// so many mappings and each guard costs two, the page lies there all the same, but can be touched.
     fn guard(&self, head: PageIndex, count: PageCount) {
         #[cfg(feature = "hardened")]
         if self.guards() > 0 {

@@ -38,8 +38,8 @@ impl Signal {
 static FAULTS: spin::Once<(fn(usize), libc::sigaction)> = spin::Once::new();
 
 /// Has `look` called with the address whenever the process touches memory that it may not. Whatever was to happen then
-/// happens afterwards, as if nobody had looked: an earlier handler is called, or the process ends at the same instruction,
-/// with a core dump if it is to leave one. To be called once.
+/// happens afterwards, as if nobody had looked: an earlier handler is called, or the process ends at the same
+/// instruction, with a core dump if it is to leave one. To be called once.
 ///
 /// `look` does nothing that is not safe in a signal handler.
 pub(crate) fn on_fault(look: fn(usize)) -> bool {

@@ -1,0 +1,105 @@
+//! How long a dump of a large heap keeps others waiting: 16 GiB of live runs and blocks, none of it touched, so that it
+//! is the allocator that is measured.
+//!
+//! One thread dumps, again and again; another allocates and frees runs and blocks beyond its cache all the while, which
+//! takes the lock of the pages and those of bins, and notes the longest time that took. The system's pauses are in it,
+//! too, as the same without a dump shows; the median of the rounds has fewer of them.
+
+use page_memory_allocator::PageAllocator;
+use std::alloc::{Layout, alloc, dealloc};
+use std::fmt;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new().huge_pages(false);
+
+const BYTES: usize = 16 << 30;
+const ROUNDS: usize = 21;
+
+/// A writer that keeps nothing.
+struct Nowhere;
+
+impl fmt::Write for Nowhere {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        black_box(text);
+        Ok(())
+    }
+}
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).expect("a size of this bench")
+}
+
+/// Runs of 256 KiB to 1.25 MiB, every third freed again, and blocks of all classes among them.
+fn fill() {
+    let (mut bytes, mut number) = (0, 0);
+    while bytes < BYTES {
+        let run = layout((1 + number % 5) << 18);
+        // SAFETY: no size is zero; what is freed has this layout. All else is kept.
+        unsafe {
+            let start = alloc(run);
+            assert!(!start.is_null(), "the system refuses {BYTES} bytes of addresses");
+            if number % 3 == 0 {
+                dealloc(start, run);
+            } else {
+                bytes += run.size();
+            }
+            for _ in 0..4 {
+                black_box(alloc(layout(8 + number * 997 % (32 << 10))));
+            }
+        }
+        number += 1;
+    }
+}
+
+/// The longest of many times that the locks were taken, until `stop`.
+fn longest_wait(stop: &AtomicBool) -> Duration {
+    let (run, block) = (layout(100_000), layout(30_000));
+    let mut longest = Duration::ZERO;
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        // SAFETY: no size is zero; all is freed with its layout.
+        unsafe {
+            dealloc(black_box(alloc(run)), run);
+            let blocks = [(); 16].map(|()| black_box(alloc(block)));
+            blocks.map(|block_of_it| dealloc(block_of_it, block));
+        }
+        longest = longest.max(start.elapsed());
+    }
+    longest
+}
+
+/// Does `work` beside a thread that takes the locks; how long the longest wait was, and the work.
+fn beside(work: impl Fn()) -> (Duration, Duration) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| longest_wait(&stop));
+        let start = Instant::now();
+        work();
+        let took = start.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        (other.join().expect("nothing there panics"), took)
+    })
+}
+
+fn report(name: &str, work: impl Fn()) {
+    let mut rounds: Vec<_> = (0..ROUNDS).map(|_| beside(&work)).collect();
+    rounds.sort();
+    let (median, most, took) = (rounds[ROUNDS / 2].0, rounds[ROUNDS - 1].0, rounds[ROUNDS / 2].1);
+    println!("{name:12} waits of at most {median:?} (median of {ROUNDS} rounds; {most:?} the worst), {took:?} a round");
+}
+
+fn main() {
+    fill();
+    let dump = || HEAP.dump_to(&mut Nowhere).expect("nothing is refused");
+    let start = Instant::now();
+    dump();
+    let took = start.elapsed();
+    let summary = HEAP.summary();
+    println!("{} Divided pages, {} pages of runs", summary.divided_pages.0, summary.multi_pages.0);
+    report("no dump", || thread::sleep(took));
+    report("dump", dump);
+}
