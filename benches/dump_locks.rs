@@ -65,7 +65,9 @@ fn longest_wait(stop: &AtomicBool) -> Duration {
         unsafe {
             dealloc(black_box(alloc(run)), run);
             let blocks = [(); 16].map(|()| black_box(alloc(block)));
-            blocks.map(|block_of_it| dealloc(block_of_it, block));
+            for one in blocks {
+                dealloc(one, block);
+            }
         }
         longest = longest.max(start.elapsed());
     }
@@ -89,7 +91,9 @@ fn report(name: &str, work: impl Fn()) {
     let mut rounds: Vec<_> = (0..ROUNDS).map(|_| beside(&work)).collect();
     rounds.sort();
     let (median, most, took) = (rounds[ROUNDS / 2].0, rounds[ROUNDS - 1].0, rounds[ROUNDS / 2].1);
-    println!("{name:12} waits of at most {median:?} (median of {ROUNDS} rounds; {most:?} the worst), {took:?} a round");
+    println!(
+        "{name:12} waits of at most {median:?} (median of {ROUNDS} rounds; {most:?} the worst), {took:?} a round"
+    );
 }
 
 fn main() {

@@ -13,7 +13,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-/// The lock of `src/lock.rs`: spin's mutex, whose guards may be forgotten.
+/// The lock of `src/lock.rs`, whose guards may be forgotten; who holds it is left out.
 struct Lock<T> {
     locked: AtomicBool,
     value: UnsafeCell<T>,

@@ -5,20 +5,23 @@ use crate::decay;
 use crate::fork;
 use crate::guarded;
 use crate::heap::{Heap, room_for};
-use crate::lock::Once;
+use crate::lock::{self, Once};
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
 use crate::report;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
+use crate::sys;
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// The process heap.
 static MADE: Once<Heap<BuildGeometry>> = Once::new();
+/// The thread that makes it, or 0. It does not use it meanwhile, but in a signal handler, which would wait for ever.
+static MAKER: AtomicUsize = AtomicUsize::new(0);
 /// The same for everyone to find: null until forks are provided for.
 static HEAP: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 
@@ -32,8 +35,13 @@ pub(crate) fn heap() -> Option<&'static Heap<BuildGeometry>> {
 #[cold]
 #[inline(never)]
 fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
+    let this_thread = sys::this_thread();
+    if MAKER.load(Ordering::Relaxed) == this_thread {
+        lock::end_interrupted();
+    }
     let heap = MADE
         .try_call_once(|| {
+            MAKER.store(this_thread, Ordering::Relaxed);
             let options = options.with_environment();
             let heap = Heap::for_process(&options).ok_or(())?;
             #[cfg(feature = "hardened")]
@@ -44,7 +52,9 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
             guarded::start(&options);
             Ok::<_, ()>(heap)
         })
-        .ok()?;
+        .ok();
+    let _ = MAKER.compare_exchange(this_thread, 0, Ordering::Relaxed, Ordering::Relaxed);
+    let heap = heap?;
     // While a thread makes the key, a child forked by another would wait for it for ever. So it is made before forks
     // are provided for, as the heap is.
     thread_cache::exit_key();

@@ -88,7 +88,8 @@
 //!
 //! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread
 //! caches stand apart. A second bin is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of
-//! the table hold one lock at a time and none while they write.
+//! the table hold one lock at a time and none while they write. A thread that waits for a lock of its own was
+//! interrupted by a signal handler that allocates: the process ends.
 //!
 //! # What is never done
 //!

@@ -4,10 +4,16 @@
 //! A thread that holds the lock may be preempted for a whole time slice. Spinning through that burns the time
 //! the holder needs to go on, and with real-time priorities it never gets it; yielding alone does not help when
 //! the waiter outranks the holder. Sleeping always does.
+//!
+//! The lock knows which thread holds it. A thread that waits for itself was interrupted while it held the lock, by a
+//! signal handler that allocates: nobody can go on from there, so the process ends, with a line that says so.
 
 use crate::sys;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use spin::RelaxStrategy;
-use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// Attempts with a pause instruction between them: about a microsecond.
 const SPINS: u32 = 64;
@@ -17,23 +23,35 @@ const YIELDS: u32 = 16;
 const FIRST_SLEEP_NS: u64 = 10_000;
 const LAST_SLEEP_NS: u64 = 1_000_000;
 
-/// A value behind a spin lock.
-#[derive(Debug)]
+/// What holds an open lock: no thread.
+const NOBODY: usize = 0;
+
+/// A value behind a spin lock. Zeros are an open one, if they are a value.
 pub(crate) struct Lock<T> {
-    mutex: SpinMutex<T>,
+    /// The thread that holds it, or [`NOBODY`].
+    holder: AtomicUsize,
+    value: UnsafeCell<T>,
 }
 
+// SAFETY: the value is reached by whoever has the lock, one thread at a time.
+unsafe impl<T: Send> Sync for Lock<T> {}
+
 /// Access to the value for as long as it lives.
-pub(crate) type Guard<'a, T> = SpinMutexGuard<'a, T>;
+pub(crate) struct Guard<'a, T> {
+    lock: &'a Lock<T>,
+}
+
+// SAFETY: to share it is to share the value.
+unsafe impl<T: Sync> Sync for Guard<'_, T> {}
 
 impl<T> Lock<T> {
     pub(crate) const fn new(value: T) -> Lock<T> {
-        Lock { mutex: SpinMutex::new(value) }
+        Lock { holder: AtomicUsize::new(NOBODY), value: UnsafeCell::new(value) }
     }
 
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
-        match self.mutex.try_lock() {
+        match self.try_lock() {
             Some(guard) => guard,
             None => self.lock_slow(),
         }
@@ -42,7 +60,8 @@ impl<T> Lock<T> {
     /// The lock, if nobody holds it: for a second lock out of order.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
-        self.mutex.try_lock()
+        let taken = self.holder.compare_exchange(NOBODY, sys::this_thread(), Acquire, Relaxed);
+        taken.is_ok().then(|| Guard { lock: self })
     }
 
     /// The value of a lock whose guard was forgotten.
@@ -51,9 +70,9 @@ impl<T> Lock<T> {
     /// The caller forgot the guard, and holds no other reference to the value.
     #[allow(clippy::mut_from_ref)] // the lock is what makes it exclusive
     pub(crate) unsafe fn leaked(&self) -> &mut T {
-        debug_assert!(self.mutex.is_locked());
+        debug_assert!(self.holder.load(Relaxed) != NOBODY);
         // SAFETY: the caller holds the lock.
-        unsafe { &mut *self.mutex.as_mut_ptr() }
+        unsafe { &mut *self.value.get() }
     }
 
     /// Opens a lock whose guard was forgotten.
@@ -61,22 +80,66 @@ impl<T> Lock<T> {
     /// # Safety
     /// The caller, or in a child process the thread that forked, forgot the guard and uses the value no more.
     pub(crate) unsafe fn unlock_leaked(&self) {
-        // SAFETY: the caller holds the lock.
-        unsafe { self.mutex.force_unlock() };
+        self.holder.store(NOBODY, Release);
     }
 
     #[cold]
     fn lock_slow(&self) -> Guard<'_, T> {
+        // Nobody else can have made this thread the holder.
+        if sys::TELLS_THREADS && self.holder.load(Relaxed) == sys::this_thread() {
+            end_interrupted();
+        }
         let mut wait = Wait::default();
         loop {
             wait.relax();
-            if !self.mutex.is_locked()
-                && let Some(guard) = self.mutex.try_lock()
+            if self.holder.load(Relaxed) == NOBODY
+                && let Some(guard) = self.try_lock()
             {
                 return guard;
             }
         }
     }
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the guard's owner has the lock.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for Guard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.lock.holder.store(NOBODY, Release);
+    }
+}
+
+impl<T> fmt::Debug for Lock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").field("holder", &self.holder).finish_non_exhaustive()
+    }
+}
+
+/// Ends the process, as the calling thread waits for what it holds. No handler is called for this: it would find the
+/// lock closed, too.
+#[cold]
+#[inline(never)]
+pub(crate) fn end_interrupted() -> ! {
+    const LINE: &str = "page_memory_allocator: a signal handler allocated or freed while its thread was inside the allocator\n";
+    sys::write(sys::Stream::Error, LINE.as_bytes());
+    sys::abort()
 }
 
 /// One thread's wait for another.

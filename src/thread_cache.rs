@@ -8,6 +8,13 @@
 //! A thread starts on [`EMPTY`], whose stacks are all empty and all full: its first call misses, and the slow path
 //! makes the real cache. It ends on [`GONE`], which looks the same but is never replaced: what a thread frees or
 //! allocates after its cache was flushed goes to the heap directly.
+//!
+//! # Signals
+//! A handler that allocates may interrupt its thread anywhere. While a slow path changes the cache, the thread is on
+//! [`BUSY`], which is like `GONE`: the handler is served by the heap, or finds a lock that its own thread holds, which ends
+//! the process (`lock.rs`). The fast paths have no such provision, but an order: a pop takes the block off the stack before
+//! it wipes the mark out, and a push marks it before it puts it there. So whatever a handler allocates and frees again, the
+//! last first, leaves both as they were. What remains is said in `SECURITY.md`.
 
 use crate::component::Family;
 use crate::decay;
@@ -27,7 +34,9 @@ use core::cell::Cell;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, compiler_fence,
+};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
@@ -153,6 +162,8 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
 pub(crate) static EMPTY: Sentinel = SENTINEL;
 /// The cache of a thread that had one.
 pub(crate) static GONE: Sentinel = SENTINEL;
+/// The cache of a thread for those who interrupt it while it makes or changes its own.
+pub(crate) static BUSY: Sentinel = SENTINEL;
 
 /// All caches, for those who want to know what they hold.
 struct Registry {
@@ -309,8 +320,9 @@ impl Stacks {
             if block.read() != FREED {
                 return ptr::null_mut();
             }
-            block.write(0);
             top.store(slot.sub(1), Relaxed);
+            compiler_fence(SeqCst);
+            block.write(0);
             block.cast()
         }
     }
@@ -325,10 +337,11 @@ impl Stacks {
             if slot.read() == LID {
                 return false;
             }
+            mark(address);
+            compiler_fence(SeqCst);
             slot.write(address);
             top.store(slot, Relaxed);
         }
-        mark(address);
         true
     }
 
@@ -437,6 +450,18 @@ pub(crate) fn current<'a>() -> &'a ThreadCache {
     unsafe { &*tls::get() }
 }
 
+/// Does `work` on the calling thread's cache; who interrupts it meanwhile finds none.
+#[inline]
+pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
+    let cache = tls::get();
+    tls::set(&raw const BUSY.0);
+    compiler_fence(SeqCst);
+    let result = work();
+    compiler_fence(SeqCst);
+    tls::set(cache);
+    result
+}
+
 impl ThreadCache {
     /// A block of `class`, or null if the stack is empty.
     #[cfg(not(feature = "hardened"))]
@@ -515,6 +540,10 @@ impl ThreadCache {
 
     /// A block of `class` after the stack was found empty: fills it first. Null if the heap has none.
     pub(crate) fn alloc_slow(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> *mut u8 {
+        apart(|| self.refill(heap, class))
+    }
+
+    fn refill(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> *mut u8 {
         let block = self.pop(class);
         if !block.is_null() {
             return block;
@@ -547,6 +576,10 @@ impl ThreadCache {
 
     /// Takes back a block that [`push`](Self::push) refused, after the page table was asked whose it is.
     pub(crate) fn dealloc_slow(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
+        apart(|| self.make_room(heap, tag, address));
+    }
+
+    fn make_room(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
         let stacks = if tag.shard() == self.shard { &self.local } else { &self.remote };
         let class = tag.class();
         #[cfg(feature = "hardened")]
@@ -606,7 +639,7 @@ impl ThreadCache {
         }
         if self.passes.get() != decay::passes() {
             self.passes.set(decay::passes());
-            self.shrink(heap);
+            apart(|| self.shrink(heap));
         }
     }
 
@@ -634,13 +667,15 @@ impl ThreadCache {
 
     /// Gives every block back to its page.
     pub(crate) fn flush(&self, heap: &Heap<BuildGeometry>) {
-        self.local.flush(heap);
-        self.remote.flush(heap);
+        apart(|| {
+            self.local.flush(heap);
+            self.remote.flush(heap);
+        });
     }
 
     /// Gives every block of another shard back to its page.
     pub(crate) fn flush_remote(&self, heap: &Heap<BuildGeometry>) {
-        self.remote.flush(heap);
+        apart(|| self.remote.flush(heap));
     }
 }
 
@@ -655,7 +690,7 @@ pub(crate) fn current_or_made<'a>(
     if !cache.is_sentinel() {
         return Some(cache);
     }
-    if !tls::AVAILABLE || ptr::eq(cache, &raw const GONE.0) {
+    if !tls::AVAILABLE || !ptr::eq(cache, &raw const EMPTY.0) {
         return None;
     }
     make(heap, of_freed)
@@ -664,14 +699,20 @@ pub(crate) fn current_or_made<'a>(
 #[cold]
 #[inline(never)]
 fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) -> Option<&'a ThreadCache> {
-    let key = exit_key()?;
-    let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
-    let mut registry = REGISTRY.lock();
-    let shard = registry.join(of_freed);
-    heap.use_shard(shard);
-    // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
-    let cache = unsafe { registry.enlist(heap, piece, shard, CACHE_BYTES) };
-    drop(registry);
+    tls::set(&raw const BUSY.0);
+    let made = (|| {
+        let key = exit_key()?;
+        let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
+        let mut registry = REGISTRY.lock();
+        let shard = registry.join(of_freed);
+        heap.use_shard(shard);
+        // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
+        Some((key, piece, unsafe { registry.enlist(heap, piece, shard, CACHE_BYTES) }))
+    })();
+    let Some((key, piece, cache)) = made else {
+        tls::set(&raw const EMPTY.0);
+        return None;
+    };
     // The cache is in place before the key is set: that may allocate.
     tls::set(cache);
     // SAFETY: the key is valid; the value is handed to `at_exit`.

@@ -97,7 +97,7 @@ pub(super) fn switch_to(component: ComponentIndex) -> *const ThreadCache {
     let switched = || {
         let heap = global::heap()?;
         let outer = thread_cache::current_or_made(heap, None)?;
-        tls::set(Family::of(outer)?.cache(heap, component)?);
+        tls::set(thread_cache::apart(|| Family::of(outer)?.cache(heap, component))?);
         Some(ptr::from_ref(outer))
     };
     switched().unwrap_or(ptr::null())

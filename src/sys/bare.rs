@@ -65,6 +65,14 @@ pub(crate) unsafe fn map_over(_start: NonNull<u8>, _bytes: usize) -> bool {
 /// None is needed; with an operating system it is.
 pub(crate) unsafe fn unmap(_start: NonNull<u8>, _bytes: usize) {}
 
+/// [`this_thread`] does not tell one thread from another.
+pub(crate) const TELLS_THREADS: bool = false;
+
+/// Some thread or other.
+pub(crate) fn this_thread() -> usize {
+    1
+}
+
 /// There is no other thread to let run that does not run by itself.
 pub(crate) fn yield_now() {
     spin_loop();

@@ -305,6 +305,9 @@ pub(crate) fn processors() -> usize {
     }
 }
 
+/// [`this_thread`] tells one thread from another.
+pub(crate) const TELLS_THREADS: bool = true;
+
 /// Identifies the calling thread among those alive: an address.
 pub(crate) fn this_thread() -> usize {
     // SAFETY: pthread_self has no preconditions.
