@@ -358,8 +358,12 @@ impl PageAllocator {
     #[cold]
     #[inline(never)]
     fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
-        let Some(heap) = self.heap() else { return };
         let address = ptr.addr();
+        #[cfg(not(feature = "hardened"))]
+        if class_of(layout).is_some_and(|class| current().push_remote(class, address)) {
+            return;
+        }
+        let Some(heap) = self.heap() else { return };
         if guarded::holds(address) {
             return guarded::free(address, Some(layout));
         }

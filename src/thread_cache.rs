@@ -39,8 +39,11 @@ use core::sync::atomic::{
 };
 use static_assertions::const_assert;
 
-/// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
-const MOST_BYTES: usize = 64 << 10;
+/// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves; nor, unless it is one of
+/// the cache's own shard that overflows, than [`USUAL_BYTES`] and [`USUAL_WORDS`] say. That it overflows shows that what
+/// the thread frees is more than it will take again before it frees more.
+const MOST_BYTES: usize = 1 << 20;
+const USUAL_BYTES: usize = 64 << 10;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
 const CACHE_BYTES: usize = 3 << 20;
@@ -55,7 +58,11 @@ const SHARDS_PER_PROCESSOR: usize = 2;
 /// Words of a stack, the two at its ends included: powers of two.
 const FIRST_WORDS: usize = 8;
 const LEAST_WORDS: usize = 4;
-const MOST_WORDS: usize = 512;
+const USUAL_WORDS: usize = 512;
+const MOST_WORDS: usize = 2048;
+/// So many slots more than half of a stack go, because half of a large one are a multiple of 4 KiB: processors take the
+/// words that stay, which are copied over that distance, for the ones that they have just written.
+const APART: usize = 16;
 /// Words that a stack of blocks for other shards grows to on account of components.
 const COMPONENT_WORDS: usize = 32;
 /// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
@@ -84,7 +91,9 @@ const LID: usize = 1;
 static NO_STACK: [AtomicPtr<u64>; 2] =
     [AtomicPtr::new(&raw const NO_BLOCK as *mut u64), AtomicPtr::new(ptr::without_provenance_mut(LID))];
 
-const_assert!(FIRST_WORDS <= MOST_WORDS && LEAST_WORDS <= FIRST_WORDS && MOST_WORDS <= u16::MAX as usize);
+const_assert!(LEAST_WORDS <= FIRST_WORDS && FIRST_WORDS <= COMPONENT_WORDS && COMPONENT_WORDS <= USUAL_WORDS);
+const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS <= u16::MAX as usize);
+const_assert!(MOST_WORDS * size_of::<usize>() <= metadata::MOST);
 const_assert!(LEAST_CACHE_BYTES <= CACHE_BYTES);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
@@ -282,10 +291,10 @@ fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize])
     heap.put_all(class, slots);
 }
 
-/// The most words a stack of `class` grows to.
-fn most_words(class: ClassIndex) -> usize {
-    let slots = MOST_BYTES / SizeClasses::BUILD.block(class);
-    (1 << (slots + 2).ilog2()).clamp(LEAST_WORDS, MOST_WORDS)
+/// The most words a stack of `class` grows to, as it holds no more than so many bytes of blocks, nor more words.
+fn most_words(class: ClassIndex, bytes: usize, words: usize) -> usize {
+    let slots = bytes / SizeClasses::BUILD.block(class);
+    (1 << (slots + 2).ilog2()).clamp(LEAST_WORDS, words)
 }
 
 impl Stacks {
@@ -523,6 +532,15 @@ impl ThreadCache {
         class < CLASS_COUNT as u16 && self.push_checked(ClassIndex(class as u8), address)
     }
 
+    /// Puts a block of `class`, of a page of another shard, on the stack of those that go home, if there is room.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(always)]
+    pub(crate) fn push_remote(&self, class: ClassIndex, address: usize) -> bool {
+        self.tag_of(address).is_some_and(|tag| {
+            tag.class() == class && tag.shard() != self.shard && self.remote.push(class, address)
+        })
+    }
+
     /// The tag of the page that `address` lies in, if that is in the arena.
     #[inline(always)]
     fn tag_of(&self, address: usize) -> Option<Tag> {
@@ -553,7 +571,7 @@ impl ThreadCache {
             heap.refuse_unmarked(slots[used - 1]);
         }
         self.give_up_blocks(heap);
-        self.grow(&self.local, class);
+        self.grow(&self.local, class, most_words(class, USUAL_BYTES, USUAL_WORDS));
         let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {
@@ -564,7 +582,9 @@ impl ThreadCache {
             slots.iter_mut().for_each(|slot| *slot |= UNMARKED);
         });
         guarded::count(taken.saturating_sub(1));
-        slots.copy_within(batch - taken..batch, used);
+        if taken < batch - used {
+            slots.copy_within(batch - taken..batch, used);
+        }
         #[cfg(feature = "hardened")]
         self.random.shuffle(&mut slots[used..used + taken]);
         self.local.set_used(class, used + taken);
@@ -589,11 +609,11 @@ impl ThreadCache {
         }
         decay::tick_freed(heap);
         self.give_up_blocks(heap);
-        if !self.may_grow(stacks, tag) || !self.grow(stacks, class) {
+        if !self.grow(stacks, class, self.most_words(tag)) {
             let (slots, used) = stacks.slots(class);
             // The older half goes; what was freed last is warm. Where there was no memory for a stack, there is none.
             if used > 0 {
-                let going = used.div_ceil(2);
+                let going = used.div_ceil(2) + if used >= USUAL_WORDS / 2 { APART } else { 0 };
                 put_slots(heap, class, &mut slots[..going]);
                 slots.copy_within(going..used, 0);
                 stacks.set_used(class, used - going);
@@ -604,19 +624,21 @@ impl ThreadCache {
         }
     }
 
-    /// Whether the stack that a block of `tag` goes to may grow for it. Blocks of components that wait to go home are
-    /// held by them all the while, so they do not wait for many others.
-    fn may_grow(&self, stacks: &Stacks, tag: Tag) -> bool {
-        let (_, words) = stacks.words(tag.class());
-        tag.shard() == self.shard
-            || tag.shard().component() == ComponentIndex::NONE
-            || words < COMPONENT_WORDS
+    /// The most words of the stack that a block of `tag` goes to. Blocks of components that wait to go home are held by
+    /// them all the while, so they do not wait for many others.
+    fn most_words(&self, tag: Tag) -> usize {
+        let class = tag.class();
+        if tag.shard() == self.shard {
+            most_words(class, MOST_BYTES, MOST_WORDS)
+        } else {
+            let of_component = tag.shard().component() != ComponentIndex::NONE;
+            most_words(class, USUAL_BYTES, if of_component { COMPONENT_WORDS } else { USUAL_WORDS })
+        }
     }
 
-    /// Doubles the stack of a class if its bound and that of the cache allow.
-    fn grow(&self, stacks: &Stacks, class: ClassIndex) -> bool {
+    /// Doubles the stack of a class, up to `most` words, if the bound of the cache allows.
+    fn grow(&self, stacks: &Stacks, class: ClassIndex, most: usize) -> bool {
         let (_, old) = stacks.words(class);
-        let most = most_words(class);
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
         if new > most

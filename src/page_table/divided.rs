@@ -7,6 +7,63 @@ use crate::units::PageIndex;
 /// Parts of a page of which it is known whether they may have memory: the bits of [`Header::purged`].
 const PARTS: usize = u16::BITS as usize;
 
+/// `count` bits from bit `first` on: at least one, and all within a word.
+#[inline]
+fn mask(first: usize, count: usize) -> u64 {
+    debug_assert!(count >= 1 && first + count <= u64::BITS as usize);
+    (u64::MAX >> (u64::BITS as usize - count)) << first
+}
+
+/// Writes `lowest` and the addresses of the blocks that follow it, the lowest last.
+#[inline]
+fn write_descending(slots: &mut [usize], lowest: usize, block: usize) {
+    let mut address = lowest;
+    for slot in slots.iter_mut().rev() {
+        *slot = address;
+        address += block;
+    }
+}
+
+/// How many of a list's first blocks lie side by side.
+enum Neighbours {
+    /// Each follows the one before it; one block at least.
+    Above(usize),
+    /// Each precedes the one before it.
+    Below(usize),
+}
+
+#[inline]
+fn neighbours(blocks: &[usize], block: usize) -> Neighbours {
+    let at_distance =
+        |distance: usize| 1 + blocks.windows(2).take_while(|pair| pair[1] == pair[0].wrapping_add(distance)).count();
+    match at_distance(block) {
+        1 => Neighbours::Below(at_distance(block.wrapping_neg())),
+        count => Neighbours::Above(count),
+    }
+}
+
+/// Sets `count` bits from bit `first` on, if none of them is set.
+#[inline]
+fn free_all(bitmap: &mut [u64], first: usize, count: usize) -> bool {
+    let words = |bitmap: &mut [u64], each: fn(&mut u64, u64) -> bool| {
+        let (mut at, end) = (first, first + count);
+        while at < end {
+            let (word, bit) = (at / u64::BITS as usize, at % u64::BITS as usize);
+            let bits = (u64::BITS as usize - bit).min(end - at);
+            if !each(&mut bitmap[word], mask(bit, bits)) {
+                return false;
+            }
+            at += bits;
+        }
+        true
+    };
+    words(bitmap, |word, mask| *word & mask == 0)
+        && words(bitmap, |word, mask| {
+            *word |= mask;
+            true
+        })
+}
+
 /// Exclusive use of one Divided page.
 #[derive(Debug)]
 pub struct DividedPage<'a, G> {
@@ -43,23 +100,21 @@ impl<G: Geometry> DividedPage<'_, G> {
         let words = self.bitmap();
         while unfilled > 0 && at < words.len() {
             let mut word = words[at];
-            let count = unfilled.min(word.count_ones() as usize);
             let origin = base + at * u64::BITS as usize * block;
-            for slot in slots[unfilled - count..unfilled].iter_mut().rev() {
-                *slot = origin + word.trailing_zeros() as usize * block;
-                word &= word - 1;
+            // Blocks that lie side by side are written down without a look at each of them.
+            while word != 0 && unfilled > 0 {
+                let first = word.trailing_zeros() as usize;
+                let count = unfilled.min((word >> first).trailing_ones() as usize);
+                write_descending(&mut slots[unfilled - count..unfilled], origin + first * block, block);
+                unfilled -= count;
+                word &= !mask(first, count);
             }
-            unfilled -= count;
             words[at] = word;
             at += usize::from(word == 0);
         }
         let watermark = self.header.watermark as usize;
         let fresh = unfilled.min(capacity - watermark);
-        let mut address = base + watermark * block;
-        for slot in slots[unfilled - fresh..unfilled].iter_mut().rev() {
-            *slot = address;
-            address += block;
-        }
+        write_descending(&mut slots[unfilled - fresh..unfilled], base + watermark * block, block);
         let taken = slots.len() - unfilled + fresh;
         let blank = if self.header.blank { taken } else { fresh };
         self.header.purged = 0;
@@ -83,7 +138,7 @@ impl<G: Geometry> DividedPage<'_, G> {
         let mut first_word = self.header.first_word as usize;
         let bitmap = self.bitmap();
         let (mut put, mut misuse) = (0, None);
-        for &address in blocks {
+        while let Some(&address) = blocks.get(put) {
             let offset = address.wrapping_sub(base);
             if offset >= end {
                 if offset < page_size {
@@ -92,11 +147,22 @@ impl<G: Geometry> DividedPage<'_, G> {
                 break;
             }
             let number = classes.divide(offset, class);
-            let (word, bit) = (number / u64::BITS as usize, 1 << (number % u64::BITS as usize));
             if number * block != offset {
                 misuse = Some(Misuse::NotAtStart);
                 break;
             }
+            // Blocks that were allocated one after the other often come back so, upward or downward.
+            let (lowest, count) = match neighbours(&blocks[put..], block) {
+                Neighbours::Above(count) => (number, count.min((end - offset) / block)),
+                Neighbours::Below(count) => (number + 1 - count.min(number + 1), count.min(number + 1)),
+            };
+            if free_all(bitmap, lowest, count) {
+                first_word = first_word.min(lowest / u64::BITS as usize);
+                put += count;
+                continue;
+            }
+            // One of them is free: each by itself, up to that.
+            let (word, bit) = (number / u64::BITS as usize, mask(number % u64::BITS as usize, 1));
             if bitmap[word] & bit != 0 {
                 misuse = Some(Misuse::AlreadyFree);
                 break;
@@ -159,7 +225,7 @@ impl<G: Geometry> DividedPage<'_, G> {
         while at < end {
             let (word, bit) = (at / u64::BITS as usize, at % u64::BITS as usize);
             let count = (u64::BITS as usize - bit).min(end - at);
-            let mask = (u64::MAX >> (u64::BITS as usize - count)) << bit;
+            let mask = mask(bit, count);
             if bitmap[word] & mask != mask {
                 return false;
             }
