@@ -10,9 +10,11 @@ const LEAST_STEP: usize = 1 << 20;
 const MOST_STEP: usize = 64 << 20;
 /// Huge pages of the OS begin at multiples of this.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
-/// What is committed beyond so many bytes may be backed by huge pages. There, the part of a huge page that is not used
-/// is little beside the heap, while each fault saves 511 others, and address translation is cheaper for good.
-const FIRST_HUGE: usize = 32 << 20;
+/// What is committed beyond so many bytes may be backed by huge pages. There, the part of a huge page that is not used is
+/// little beside the heap, while each fault saves 511 others, and address translation is cheaper for good.
+const FIRST_HUGE: usize = 16 << 20;
+/// The same once there is more than one shard: each has pages of every class that are used in part.
+const FIRST_HUGE_OF_MANY: usize = 32 << 20;
 /// Of what is committed already, the part that is committed next.
 const STEP_SHARE: usize = 8;
 
@@ -73,8 +75,12 @@ impl Arena {
         if needed > left {
             return None;
         }
-        let step = (committed / STEP_SHARE).clamp(LEAST_STEP, MOST_STEP).next_multiple_of(LEAST_STEP);
-        let granted = [step.max(needed).min(left), needed].into_iter().find(|&bytes| {
+        let mut step = (committed / STEP_SHARE).clamp(LEAST_STEP, MOST_STEP).next_multiple_of(LEAST_STEP).max(needed);
+        if committed + step > self.huge_from() {
+            // Whole huge pages: of one that is committed in part, there would be only small ones.
+            step = (committed + step).next_multiple_of(HUGE_PAGE) - committed;
+        }
+        let granted = [step.min(left), needed].into_iter().find(|&bytes| {
             // SAFETY: the range is within the reservation, and nobody uses it before it is committed.
             unsafe { sys::commit(self.start.add(committed), bytes) }
         })?;
@@ -89,6 +95,11 @@ impl Arena {
     /// Whether the memory is somebody else's.
     pub(crate) fn is_given(&self) -> bool {
         self.given
+    }
+
+    /// Notes that more than one shard is in use: what is committed from now on has huge pages later.
+    pub(crate) fn serve_many(&self) {
+        self.huge_from.fetch_max(FIRST_HUGE_OF_MANY, Relaxed);
     }
 
     fn huge_from(&self) -> usize {

@@ -53,6 +53,9 @@ impl Heap<BuildGeometry> {
     /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.
     pub(crate) fn use_shard(&self, shard: ShardIndex) {
         self.shards_in_use.fetch_max(shard.0 as usize + 1, Ordering::Relaxed);
+        if shard.0 > 0 {
+            self.arena.serve_many();
+        }
     }
 
     /// Locks the ledger, all bins, then the runs, until [`unlock_all`](Self::unlock_all).
