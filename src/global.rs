@@ -359,8 +359,7 @@ impl PageAllocator {
     #[inline(never)]
     fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
         let address = ptr.addr();
-        #[cfg(not(feature = "hardened"))]
-        if class_of(layout).is_some_and(|class| current().push_remote(class, address)) {
+        if class_of(layout).is_some_and(|class| current().push_remote(Some(class), address)) {
             return;
         }
         let Some(heap) = self.heap() else { return };

@@ -532,13 +532,17 @@ impl ThreadCache {
         class < CLASS_COUNT as u16 && self.push_checked(ClassIndex(class as u8), address)
     }
 
-    /// Puts a block of `class`, of a page of another shard, on the stack of those that go home, if there is room.
-    #[cfg(not(feature = "hardened"))]
+    /// Puts a block of a page of another shard, and of `class` if one is given, on the stack of those that go home, if
+    /// there is room.
     #[inline(always)]
-    pub(crate) fn push_remote(&self, class: ClassIndex, address: usize) -> bool {
-        self.tag_of(address).is_some_and(|tag| {
-            tag.class() == class && tag.shard() != self.shard && self.remote.push(class, address)
-        })
+    pub(crate) fn push_remote(&self, class: Option<ClassIndex>, address: usize) -> bool {
+        !cfg!(feature = "hardened")
+            && self.tag_of(address).is_some_and(|tag| {
+                tag.is_divided()
+                    && class.is_none_or(|class| tag.class() == class)
+                    && tag.shard() != self.shard
+                    && self.remote.push(tag.class(), address)
+            })
     }
 
     /// The tag of the page that `address` lies in, if that is in the arena.

@@ -131,6 +131,16 @@ impl PageAllocator {
         current().push_unsized(ptr.addr())
     }
 
+    /// [`free`](Self::free) for as long as the calling thread's cache has room for a block that is to go home to the pages
+    /// of another thread. False, and nothing freed, if it has not, and for every other block.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[inline]
+    pub unsafe fn free_cached_for_others(&self, ptr: *mut u8) -> bool {
+        current().push_remote(None, ptr.addr())
+    }
+
     /// [`free`](Self::free), for a caller who knows that the block has at least `size` bytes. If it has less, the
     /// process ends.
     ///
@@ -214,7 +224,8 @@ impl PageAllocator {
     #[cold]
     #[inline(never)]
     fn free_slow(&self, ptr: *mut u8) {
-        if ptr.is_null() {
+        // SAFETY: the caller's block.
+        if ptr.is_null() || unsafe { self.free_cached_for_others(ptr) } {
             return;
         }
         let Some(heap) = self.heap() else { return };

@@ -130,8 +130,11 @@ pub unsafe extern "C" fn free(block: *mut c_void) {
 #[cold]
 #[inline(never)]
 extern "C" fn free_slow(block: *mut c_void) {
-    // SAFETY: the block is null or live.
-    keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+    // SAFETY: the block is null or live. To put it into the cache touches no errno.
+    if !unsafe { HEAP.free_cached_for_others(block.cast()) } {
+        // SAFETY: as above.
+        keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+    }
 }
 
 /// [`free`] for a block of `size` bytes (C23). Unless the block has as many, the process ends.
