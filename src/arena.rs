@@ -51,6 +51,8 @@ impl Arena {
             let start = whole.add(before);
             sys::unmap(whole, before);
             sys::unmap(start.add(bytes), surplus - before);
+            // Where the system uses huge pages wherever it can, too.
+            sys::advise_huge(start, bytes, false);
             Some(Arena {
                 start,
                 bytes,
@@ -125,11 +127,12 @@ impl Arena {
         unsafe { sys::advise_huge(self.start.add(range.start), range.len(), huge) };
     }
 
-    /// Undoes [`advise_huge`](Self::advise_huge).
+    /// Undoes [`advise_huge`](Self::advise_huge), and says as much of a range that was mapped anew.
     pub(crate) fn advise_as_usual(&self, range: Range<usize>) {
-        for huge in [true, false] {
-            if let Some(other) = self.backed_otherwise(range.start, range.len(), !huge) {
-                self.advise_huge(other, huge);
+        let huge_from = self.huge_from().clamp(range.start, range.end);
+        for (part, huge) in [(range.start..huge_from, false), (huge_from..range.end, true)] {
+            if !part.is_empty() {
+                self.advise_huge(part, huge);
             }
         }
     }

@@ -132,6 +132,7 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
         begin_period(heap);
         idle = if purged == 0 { idle + 1 } else { 0 };
         if idle >= IDLE_PASSES {
+            heap.purge_table();
             THREAD.store(WAITING, SeqCst);
             // Who freed pages before that found nobody to wake.
             if heap.runs().dirty_free_pages() > PageCount(0) {

@@ -371,6 +371,7 @@ impl PageAllocator {
         if class == ClassIndex::NONE || sampled {
             // A sampled block is a run, whatever its layout.
             heap.dealloc_run(address, if sampled { None } else { Some(layout) });
+            thread_cache::give_up_blocks(heap);
             return decay::tick_freed(heap);
         }
         let tag = heap.tag_for_free(address, class);
@@ -422,7 +423,10 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
         return block;
     }
     match BuildGeometry.class_of(layout) {
-        ClassIndex::NONE => component::run_within_limits(heap, layout, zeroed),
+        ClassIndex::NONE => {
+            thread_cache::give_up_blocks(heap);
+            component::run_within_limits(heap, layout, zeroed)
+        }
         class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => component::within_limits(heap, || cache.alloc_slow(heap, class)),
             None => thread_cache::take(heap, Tag::new(ShardIndex(0), class)),

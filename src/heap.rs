@@ -412,11 +412,11 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Where the page table for the committed pages is, and the bins: start and length in bytes, upward.
-    pub(crate) fn tables_in_use(&self) -> [(usize, usize); 4] {
+    pub(crate) fn tables_in_use(&self) -> [(usize, usize); 5] {
         let frontier = self.runs().frontier();
-        let [headers, indices, bitmaps] = self.table.storage_in_use(frontier);
+        let [headers, indices, short_bitmaps, long_bitmaps] = self.table.storage_in_use(frontier);
         let bins = self.shards * self.geometry().class_count() * size_of::<LockedBin>();
-        [headers, indices, bitmaps, (self.bins.addr().get(), bins)]
+        [headers, indices, short_bitmaps, long_bitmaps, (self.bins.addr().get(), bins)]
     }
 
     /// Address of the arena's first byte.

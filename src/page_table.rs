@@ -34,6 +34,7 @@ use crate::size_class::{GRANULE, Geometry};
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::fmt;
 use core::mem;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, Ordering};
 use static_assertions::{const_assert, const_assert_eq};
@@ -112,11 +113,13 @@ struct Header {
     owner: ComponentIndex,
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
     list: u8,
-    /// Divided: whether blocks were taken or put since [`DividedPage::rest`] last looked.
+    /// Divided: whether blocks were taken or put since [`DividedPage::rest`] last looked. Multi head: whether the run was
+    /// made or resized since [`PageTable::unused_multi_tail`] last did.
     busy: bool,
     /// Multi head: how the run is mapped.
     mapping: Mapping,
     /// Divided: whether free blocks below the watermark may have lost what was written to them when they were put back.
+    /// Multi head: whether what is behind the bytes asked for has no memory.
     blank: bool,
     /// Divided: the sixteenths of the page that have no memory, a bit each. The others may have some.
     purged: u16,
@@ -205,10 +208,12 @@ pub struct PageTable<G> {
     /// Address of page 0.
     base: usize,
     capacity: PageCount,
-    words_per_page: usize,
+    words: Words,
     headers: NonNull<Header>,
     tags: NonNull<AtomicU16>,
-    bitmaps: NonNull<u64>,
+    /// A bitmap of `words.short` words for every page, and one of `words.long` words.
+    short_bitmaps: NonNull<u64>,
+    long_bitmaps: NonNull<u64>,
 }
 
 // SAFETY: the pointers lead to storage that belongs to the table alone; what they lead to is reached only through
@@ -217,10 +222,35 @@ unsafe impl<G: Send> Send for PageTable<G> {}
 // SAFETY: as above.
 unsafe impl<G: Sync> Sync for PageTable<G> {}
 
+/// Most words of a short bitmap: enough for blocks of 64 bytes in pages of 64 KiB.
+const SHORT: usize = 16;
+
+/// The words of a page's bitmaps. A page of few blocks has the short one, so that those of many pages lie in one page
+/// of the system; a page of more has the long one, which the others never touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Words {
+    short: usize,
+    /// None where the short one is long enough for all.
+    long: usize,
+}
+
+impl Words {
+    fn new<G: Geometry>(geometry: G) -> Words {
+        let most = (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize);
+        Words { short: most.min(SHORT), long: if most > SHORT { most } else { 0 } }
+    }
+
+    /// Bytes of `count` pages' bitmaps, the short and the long ones.
+    fn bytes(self, count: usize) -> (usize, usize) {
+        (count * self.short * size_of::<u64>(), count * self.long * size_of::<u64>())
+    }
+}
+
 /// Where each part of a table lies in its storage, in bytes.
 struct Sections {
     tags: usize,
-    bitmaps: usize,
+    short_bitmaps: usize,
+    long_bitmaps: usize,
     free: usize,
     dirty: usize,
     idle: usize,
@@ -229,28 +259,26 @@ struct Sections {
 }
 
 impl Sections {
-    fn new(capacity: PageCount, words_per_page: usize) -> Sections {
+    fn new(capacity: PageCount, bitmaps: Words) -> Sections {
         let (words, nodes) = Runs::storage(capacity);
+        let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
         let free = tags + aligned(capacity.get() * size_of::<AtomicU16>());
         let dirty = free + words * size_of::<u64>();
         let idle = dirty + words * size_of::<u64>();
         let summaries = idle + words * size_of::<u64>();
-        let bitmaps = summaries + aligned(nodes * size_of::<Summary>());
-        let end = bitmaps + capacity.get() * words_per_page * size_of::<u64>();
-        Sections { tags, bitmaps, free, dirty, idle, summaries, end }
+        let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
+        let long_bitmaps = short_bitmaps + short;
+        let end = long_bitmaps + long;
+        Sections { tags, short_bitmaps, long_bitmaps, free, dirty, idle, summaries, end }
     }
-}
-
-fn words_per_page<G: Geometry>(geometry: G) -> usize {
-    (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize)
 }
 
 impl<G: Geometry> PageTable<G> {
     /// Bytes of storage that a table of `capacity` pages needs.
     pub fn storage(geometry: G, capacity: PageCount) -> usize {
-        Sections::new(capacity, words_per_page(geometry)).end
+        Sections::new(capacity, Words::new(geometry)).end
     }
 
     /// A table of `capacity` pages for the arena that begins at address `base`, and the index of its runs.
@@ -264,8 +292,8 @@ impl<G: Geometry> PageTable<G> {
         capacity: PageCount,
         storage: NonNull<u8>,
     ) -> (PageTable<G>, Runs<'static>) {
-        let words_per_page = words_per_page(geometry);
-        let sections = Sections::new(capacity, words_per_page);
+        let bitmaps = Words::new(geometry);
+        let sections = Sections::new(capacity, bitmaps);
         let (words, nodes) = Runs::storage(capacity);
         // SAFETY: the sections lie within the storage, do not overlap, are aligned, and zeros are a valid value of
         // what each holds.
@@ -274,10 +302,11 @@ impl<G: Geometry> PageTable<G> {
                 geometry,
                 base,
                 capacity,
-                words_per_page,
+                words: bitmaps,
                 headers: storage.cast(),
                 tags: storage.add(sections.tags).cast(),
-                bitmaps: storage.add(sections.bitmaps).cast(),
+                short_bitmaps: storage.add(sections.short_bitmaps).cast(),
+                long_bitmaps: storage.add(sections.long_bitmaps).cast(),
             };
             let runs = Runs::new(
                 capacity,
@@ -309,14 +338,53 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// Where the parts of the table are that serve the pages below `frontier`: start and length in bytes.
-    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 3] {
-        let sections = Sections::new(self.capacity, self.words_per_page);
-        let (start, bitmaps) = (self.headers.addr().get(), self.bitmaps.addr().get());
+    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 4] {
+        let sections = Sections::new(self.capacity, self.words);
+        let start = self.headers.addr().get();
+        let (short, long) = self.words.bytes(frontier.get());
         [
             (start, frontier.get() * size_of::<Header>()),
-            (start + sections.tags, sections.bitmaps - sections.tags),
-            (bitmaps, frontier.get() * self.words_per_page * size_of::<u64>()),
+            (start + sections.tags, sections.short_bitmaps - sections.tags),
+            (self.short_bitmaps.addr().get(), short),
+            (self.long_bitmaps.addr().get(), long),
         ]
+    }
+
+    /// Calls `see` with start and length of the parts of the table that serve `pages` and hold nothing but zeros, in
+    /// whole grains of `grain` bytes, a power of two. They stay so while `runs` is held: a bitmap belongs to a Divided
+    /// page, a header to one that is not Free.
+    pub(crate) fn for_each_unused_part(
+        &self,
+        runs: &Runs,
+        pages: Range<PageIndex>,
+        grain: usize,
+        mut see: impl FnMut(NonNull<u8>, usize),
+    ) {
+        let (short, long) = self.words.bytes(1);
+        let words = u64::BITS as usize;
+        let blocks = |page| {
+            let tag = self.tag(page);
+            if tag.is_divided() { self.capacity_of(tag) } else { 0 }
+        };
+        let mut of_array = |array: NonNull<u8>, stride: usize, is_unused: &dyn Fn(PageIndex) -> bool| {
+            let mut page = pages.start.get();
+            while page < pages.end.get() {
+                let first = page;
+                while page < pages.end.get() && is_unused(PageIndex(page as u32)) {
+                    page += 1;
+                }
+                let start = (array.addr().get() + first * stride).next_multiple_of(grain);
+                let end = (array.addr().get() + page * stride) & !(grain - 1);
+                if start < end {
+                    // SAFETY: the part lies within the array.
+                    see(unsafe { array.add(start - array.addr().get()) }, end - start);
+                }
+                page += 1;
+            }
+        };
+        of_array(self.headers.cast(), size_of::<Header>(), &|page| runs.is_free(page));
+        of_array(self.short_bitmaps.cast(), short, &|page| blocks(page) == 0);
+        of_array(self.long_bitmaps.cast(), long, &|page| blocks(page) <= self.words.short * words);
     }
 
     /// The tags, one a page, for lookups on a fast path.
@@ -395,7 +463,26 @@ impl<G: Geometry> PageTable<G> {
     pub fn set_multi_tail(&self, runs: &mut Runs, head: PageIndex, bytes: usize) {
         debug_assert!(self.multi_run(runs, head).is_ok() && bytes < self.geometry.page_size());
         // SAFETY: as in `multi_tail`.
-        unsafe { (*self.header(head)).tail = bytes as u32 };
+        let header = unsafe { &mut *self.header(head) };
+        (header.tail, header.busy, header.blank) = (bytes as u32, true, false);
+    }
+
+    /// Bytes at the end of the Multi run that begins at `head` that nobody asked for and that may have memory; with
+    /// `idle`, none if the run was made or resized since this was last asked. A caller who gives their memory back to the
+    /// system says so by [`multi_tail_purged`](Self::multi_tail_purged).
+    pub(crate) fn unused_multi_tail(&self, runs: &mut Runs, head: PageIndex, idle: bool) -> usize {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: as in `multi_tail`.
+        let header = unsafe { &mut *self.header(head) };
+        let was_busy = mem::replace(&mut header.busy, false);
+        if header.blank || (idle && was_busy) { 0 } else { header.tail as usize }
+    }
+
+    /// Notes that what nobody asked for of the run has no memory, but for a part of an OS page.
+    pub(crate) fn multi_tail_purged(&self, runs: &mut Runs, head: PageIndex) {
+        debug_assert!(self.multi_run(runs, head).is_ok());
+        // SAFETY: as in `multi_tail`.
+        unsafe { (*self.header(head)).blank = true };
     }
 
     /// How the Multi run that begins at `head` is mapped.
@@ -434,6 +521,7 @@ impl<G: Geometry> PageTable<G> {
         let header = unsafe { &mut *self.header(head) };
         (header.state, header.owner) = (State::None, ComponentIndex::NONE);
         (header.run, header.tail) = (PageCount(0), 0);
+        (header.busy, header.blank) = (false, false);
         runs.release(head, count);
     }
 
@@ -516,11 +604,21 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 
-    fn bitmap_of(&self, page: PageIndex) -> NonNull<[u64]> {
-        assert!(page.0 < self.capacity.0, "a page of another arena");
-        // SAFETY: the page is one of the arena's, which all have a bitmap.
-        let first = unsafe { self.bitmaps.add(page.get() * self.words_per_page) };
-        NonNull::slice_from_raw_parts(first, self.words_per_page)
+    /// The bitmap of `page`, if its class needs `words` words.
+    #[inline]
+    fn bitmap_of(&self, page: PageIndex, words: usize) -> NonNull<[u64]> {
+        assert!(
+            page.0 < self.capacity.0 && words <= self.words.short.max(self.words.long),
+            "a page of another arena"
+        );
+        let (bitmaps, stride) = if words <= self.words.short {
+            (self.short_bitmaps, self.words.short)
+        } else {
+            (self.long_bitmaps, self.words.long)
+        };
+        // SAFETY: the page is one of the arena's, which all have a bitmap of either kind, and this one is long enough.
+        let first = unsafe { bitmaps.add(page.get() * stride) };
+        NonNull::slice_from_raw_parts(first, words)
     }
 }
 
@@ -532,8 +630,13 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_table_in_use_are_the_whole_of_it_when_all_pages_are() {
-        let (geometry, pages) =
-            (CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap(), PageCount(1_000));
+        for page_size in [4096, 65536] {
+            parts_are_the_whole(CustomGeometry::new(page_size, SizeClasses::POWERS_OF_TWO).unwrap());
+        }
+    }
+
+    fn parts_are_the_whole(geometry: CustomGeometry) {
+        let pages = PageCount(1_000);
         let bytes = PageTable::storage(geometry, pages);
         let mut storage = vec![0u64; bytes / 8];
         let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();

@@ -105,6 +105,8 @@ struct Stacks {
     starts: [AtomicPtr<usize>; CLASS_COUNT],
     /// The number of words.
     lens: [AtomicU16; CLASS_COUNT],
+    /// How many blocks each held when the last pass of [`decay`] was seen.
+    held_then: [Cell<u16>; CLASS_COUNT],
 }
 
 /// One thread's cache. See the [module](self).
@@ -126,9 +128,8 @@ pub(crate) struct ThreadCache {
     most_bytes: usize,
     /// The last call for all blocks that was heard.
     calls: Cell<u32>,
-    /// The last pass of [`decay`] that was seen, and how many blocks each local stack had then.
+    /// The last pass of [`decay`] that was seen.
     passes: Cell<u32>,
-    held_then: [Cell<u16>; CLASS_COUNT],
     #[cfg(feature = "hardened")]
     random: hardened::Random,
     /// Neighbours in the registry, which guards them.
@@ -159,7 +160,6 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     most_bytes: 0,
     calls: Cell::new(0),
     passes: Cell::new(0),
-    held_then: [const { Cell::new(0) }; CLASS_COUNT],
     #[cfg(feature = "hardened")]
     random: hardened::Random::NONE,
     next: Cell::new(ptr::null()),
@@ -303,6 +303,7 @@ impl Stacks {
         tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut usize) }; CLASS_COUNT],
         starts: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT],
         lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
+        held_then: [const { Cell::new(0) }; CLASS_COUNT],
     };
 
     #[inline(always)]
@@ -447,7 +448,7 @@ impl Stacks {
 }
 
 /// All classes.
-fn classes() -> impl Iterator<Item = ClassIndex> {
+fn classes() -> impl DoubleEndedIterator<Item = ClassIndex> {
     (1..CLASS_COUNT).map(|class| ClassIndex(class as u8))
 }
 
@@ -670,19 +671,37 @@ impl ThreadCache {
     }
 
     /// Empties the stacks that are as full as they were a period ago, which were hardly used meanwhile, and gives
-    /// their words back.
+    /// their words back. If the others have slots for more bytes than the cache may have by now, as there are more
+    /// caches, so it does with those of the largest blocks.
     #[cold]
     fn shrink(&self, heap: &Heap<BuildGeometry>) {
-        for class in classes() {
-            let (slots, used) = self.local.slots(class);
-            let then = self.held_then[class.get()].replace(used as u16);
-            if usize::from(then) == used && !slots.is_empty() {
-                let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
-                put_slots(heap, class, &mut slots[..used]);
-                self.local.drop_words(class);
-                self.slot_bytes.set(self.slot_bytes.get() - bytes);
-                self.held_then[class.get()].set(0);
+        for stacks in [&self.local, &self.remote] {
+            for class in classes() {
+                let held = stacks.slots(class).1 as u16;
+                if stacks.held_then[class.get()].replace(held) == held {
+                    self.empty(stacks, class, heap);
+                }
             }
+        }
+        let most = self.most_bytes.min(share());
+        let both = classes().rev().flat_map(|class| [(&self.remote, class), (&self.local, class)]);
+        for (stacks, class) in both {
+            if self.slot_bytes.get() <= most {
+                break;
+            }
+            self.empty(stacks, class, heap);
+        }
+    }
+
+    /// Gives the blocks of a stack back to their pages, and its words.
+    fn empty(&self, stacks: &Stacks, class: ClassIndex, heap: &Heap<BuildGeometry>) {
+        let (slots, used) = stacks.slots(class);
+        if !slots.is_empty() {
+            let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
+            put_slots(heap, class, &mut slots[..used]);
+            stacks.drop_words(class);
+            stacks.held_then[class.get()].set(0);
+            self.slot_bytes.set(self.slot_bytes.get() - bytes);
         }
     }
 
@@ -782,7 +801,6 @@ impl Registry {
                 most_bytes,
                 calls: Cell::new(CALLS.load(Relaxed)),
                 passes: Cell::new(decay::passes()),
-                held_then: [const { Cell::new(0) }; CLASS_COUNT],
                 #[cfg(feature = "hardened")]
                 random: hardened::Random::new(),
                 next: Cell::new(self.first),
@@ -797,6 +815,16 @@ impl Registry {
         self.first = cache;
         CACHES.fetch_add(1, Relaxed);
         cache
+    }
+}
+
+/// What a slow path does that is not one of the cache: has the calling thread's cache
+/// [give back](ThreadCache::give_up_blocks) what it should.
+#[inline]
+pub(crate) fn give_up_blocks(heap: &Heap<BuildGeometry>) {
+    let cache = current();
+    if !cache.is_sentinel() {
+        cache.give_up_blocks(heap);
     }
 }
 
@@ -829,6 +857,7 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
         Family::retire(cache.family.get(), heap);
         retire(cache, heap);
     }
+    decay::tick_freed(heap);
 }
 
 /// Flushes and frees a cache.

@@ -235,6 +235,7 @@ impl PageAllocator {
             None => {
                 profile::forget(address);
                 heap.dealloc_run(address, None);
+                thread_cache::give_up_blocks(heap);
                 decay::tick_freed(heap);
             }
             Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {

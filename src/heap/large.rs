@@ -122,12 +122,15 @@ impl<G: Geometry> Heap<G> {
     /// A run for `layout`, which `owner` is to hold.
     pub(crate) fn alloc_run(&self, owner: ComponentIndex, layout: Layout, zeroed: bool) -> *mut u8 {
         let shift = self.geometry().page_shift();
-        let Some((runs, start, count)) = self.claim_run(owner, layout) else { return ptr::null_mut() };
-        let dirty = runs.dirty_within(start, count);
-        let is_fresh = dirty.is_none_or(|(_, pages)| pages.0 < count.0 / 2);
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
         // of them: a table that is to fill up some day.
-        if is_fresh && layout.size() >= if zeroed { SPARSE } else { LARGE } {
+        let least_advised = if zeroed { SPARSE } else { LARGE };
+        let Some((runs, start, count)) = self.claim_run(owner, layout, least_advised) else {
+            return ptr::null_mut();
+        };
+        let dirty = runs.dirty_within(start, count);
+        let is_fresh = dirty.is_none_or(|(_, pages)| pages.0 < count.0 / 2);
+        if is_fresh && layout.size() >= least_advised {
             self.advise(runs, start, count, !zeroed);
         } else {
             drop(runs);
@@ -144,18 +147,20 @@ impl<G: Geometry> Heap<G> {
         self.pointer(address)
     }
 
-    /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under.
+    /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under. It begins where a
+    /// huge page does if it has `least_aligned` bytes.
     fn claim_run(
         &self,
         owner: ComponentIndex,
         layout: Layout,
+        least_aligned: usize,
     ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
         let mut runs = self.runs();
         if !self.may_use(&runs, count) || !self.charge_run(owner, count) {
             return None;
         }
-        let at_huge_page = if layout.size() >= LARGE && self.arena.has_huge_pages() {
+        let at_huge_page = if layout.size() >= least_aligned && self.arena.has_huge_pages() {
             self.find_aligned(&mut runs, count, layout.align().max(HUGE_PAGE))
         } else {
             None
@@ -331,7 +336,7 @@ impl<G: Geometry> Heap<G> {
             return None;
         }
         let owner = self.table.owner(&self.runs(), head);
-        let Some((runs, start, new_count)) = self.claim_run(owner, new) else {
+        let Some((runs, start, new_count)) = self.claim_run(owner, new, LARGE) else {
             self.mapped_apart.fetch_sub(1, Relaxed);
             return None;
         };

@@ -22,8 +22,10 @@ const LEAST_RESERVATION: usize = 4 << 20;
 impl Heap<BuildGeometry> {
     /// The heap of the process: as much address space as its program can need and the system grants.
     pub(crate) fn for_process(options: &Options) -> Option<Heap<BuildGeometry>> {
-        let usual = sys::physical_memory().saturating_mul(ARENA_TO_MEMORY).checked_next_power_of_two();
-        let wanted = usual.filter(|&bytes| bytes > 0).unwrap_or(USUAL_RESERVATION);
+        let wanted = match sys::physical_memory() {
+            0 => USUAL_RESERVATION,
+            memory => memory.saturating_mul(ARENA_TO_MEMORY),
+        };
         let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
         while bytes >= LEAST_RESERVATION {
             let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
@@ -39,7 +41,7 @@ impl Heap<BuildGeometry> {
                 heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
                 return Some(heap);
             }
-            bytes /= 2;
+            bytes = bytes / 4 * 3;
         }
         None
     }

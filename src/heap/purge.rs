@@ -14,6 +14,9 @@ use core::ops::Range;
 /// Bytes given back at a time: a huge page, so that none is split.
 const STEP: usize = HUGE_PAGE;
 
+/// Pages whose part of the table is looked at under one lock.
+const TABLE_STEP: PageCount = PageCount(4096);
+
 /// Where more than this part of the pages' memory goes back in parts, huge pages are of no use.
 const SPARSE: usize = 8;
 
@@ -33,8 +36,31 @@ impl<G: Geometry> Heap<G> {
     /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
     /// them in any case.
     pub fn purge(&self) -> usize {
-        self.purge_free_pages(Unused::All, usize::MAX)
-            + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use())
+        let purged = self.purge_free_pages(Unused::All, usize::MAX)
+            + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use());
+        self.purge_table();
+        purged
+    }
+
+    /// Gives back the memory of the parts of the page table that say nothing: those of free pages, and bitmaps of pages
+    /// that have none, or another one.
+    pub(crate) fn purge_table(&self) {
+        if self.arena.is_given() {
+            return;
+        }
+        let mut from = PageIndex(0);
+        loop {
+            let runs = self.runs();
+            let to = from.plus(TABLE_STEP).min(runs.frontier());
+            if from >= to {
+                break;
+            }
+            self.table.for_each_unused_part(&runs, from..to, sys::page_size(), |start, bytes| {
+                // SAFETY: the part holds zeros, and nobody writes to it while the runs are locked.
+                unsafe { sys::purge(start, bytes) };
+            });
+            from = to;
+        }
     }
 
     /// Pages from here on have never been used.
@@ -71,7 +97,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Gives back the parts of pages in use, among `pages`, that hold no live block, and what lies behind the end of
-    /// runs. The latter not if only what is idle is to go: it may have gone before.
+    /// runs.
     pub(crate) fn purge_parts(&self, unused: Unused, pages: Range<PageIndex>) -> usize {
         if !self.has_whole_os_pages() {
             return 0;
@@ -79,12 +105,15 @@ impl<G: Geometry> Heap<G> {
         let grain = sys::page_size();
         let bytes = (pages.end.get() - pages.start.get()) * self.page_size();
         let mut purged = 0;
-        for page in (pages.start.0..pages.end.0).map(PageIndex) {
+        let mut next = pages.start;
+        while next < pages.end {
+            let page = next;
+            next = page.plus(PageCount(1));
             let tag = self.table.tag(page);
             if !tag.is_divided() {
-                if unused == Unused::All {
-                    purged += self.purge_tail(page, grain);
-                }
+                let (bytes, passed) = self.purge_tail(page, unused, grain);
+                purged += bytes;
+                next = page.plus(passed);
                 continue;
             }
             let mut bin = self.bin(tag);
@@ -109,17 +138,22 @@ impl<G: Geometry> Heap<G> {
         purged
     }
 
-    /// Gives back the OS pages behind the end of a run, if `page` begins one.
-    fn purge_tail(&self, page: PageIndex, grain: usize) -> usize {
-        let runs = self.runs();
-        let Ok(count) = self.table.multi_run(&runs, page) else { return 0 };
-        let bytes = self.table.multi_tail(&runs, page) & !(grain - 1);
+    /// Gives back the OS pages behind the end of a run, if `page`, which is not Divided, begins one. Returns how many
+    /// bytes these were, and in how many pages there is nothing else to give back.
+    fn purge_tail(&self, page: PageIndex, unused: Unused, grain: usize) -> (usize, PageCount) {
+        let mut runs = self.runs();
+        let Ok(count) = self.table.multi_run(&runs, page) else {
+            let free = runs.free_from(page, TABLE_STEP);
+            return (0, free.max(PageCount(1)));
+        };
+        let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
         // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
         if bytes > 0 && unsafe { sys::purge(self.at(page.plus(self.without_guard(count))).sub(bytes), bytes) }
         {
-            bytes
+            self.table.multi_tail_purged(&mut runs, page);
+            (bytes, count)
         } else {
-            0
+            (0, count)
         }
     }
 }

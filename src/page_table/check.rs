@@ -59,6 +59,10 @@ impl<G: Geometry> PageTable<G> {
                 if header.state != State::None || tag.is_divided() {
                     return fail("a free page has a state", page);
                 }
+                let figures = [header.live, header.watermark, header.first_word, header.run.0, header.tail];
+                if figures != [0; 5] || header.busy || header.blank || header.purged != 0 {
+                    return fail("a free page has a header that is not blank", page);
+                }
                 census.free_pages += 1;
             } else {
                 match header.state {
@@ -106,7 +110,7 @@ impl<G: Geometry> PageTable<G> {
             return fail("a Divided page has no class");
         }
         let capacity = self.capacity_of(tag);
-        let bitmap = self.bitmap_of(page);
+        let bitmap = self.bitmap_of(page, capacity.div_ceil(u64::BITS as usize));
         // SAFETY: `check` has exclusive use of all bitmaps.
         let words = unsafe { bitmap.as_ref() };
         let free_bits: usize = words.iter().map(|word| word.count_ones() as usize).sum();

@@ -84,8 +84,7 @@ impl<G: Geometry> DividedPage<'_, G> {
     pub(super) fn bitmap(&mut self) -> &mut [u64] {
         let words = self.table.capacity_of(self.tag).div_ceil(u64::BITS as usize);
         // SAFETY: the bitmap of a Divided page belongs to the holder of its bin, as the header does.
-        let bitmap = unsafe { self.table.bitmap_of(self.page).as_mut() };
-        &mut bitmap[..words]
+        unsafe { self.table.bitmap_of(self.page, words).as_mut() }
     }
 
     /// Takes up to `slots.len()` blocks, lowest first, and writes their addresses to the end of `slots` in

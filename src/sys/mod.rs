@@ -44,9 +44,12 @@ pub(crate) fn reserve(bytes: usize) -> Option<NonNull<u8>> {
     map(bytes, libc::PROT_NONE)
 }
 
-/// Maps memory that reads as zeros and is backed when it is first written.
+/// Maps memory that reads as zeros and is backed when it is first written, by no more than is written.
 pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
-    map(bytes, libc::PROT_READ | libc::PROT_WRITE)
+    let start = map(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
+    // SAFETY: the mapping is new.
+    unsafe { advise_huge(start, bytes, false) };
+    Some(start)
 }
 
 fn map(bytes: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
