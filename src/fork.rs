@@ -51,7 +51,9 @@ pub(crate) fn register() -> bool {
         match registrar {
             Ok(_) => {
                 // Without memory for three pointers there is no help; forks are then as safe as they can be.
-                sys::at_fork(prepare, in_parent, in_child);
+                if cfg!(not(pma_unchecked = "atfork")) {
+                    sys::at_fork(prepare, in_parent, in_child);
+                }
                 REGISTRAR.store(REGISTERED, Ordering::Release);
                 return true;
             }

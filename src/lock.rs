@@ -86,7 +86,10 @@ impl<T> Lock<T> {
     #[cold]
     fn lock_slow(&self) -> Guard<'_, T> {
         // Nobody else can have made this thread the holder.
-        if sys::TELLS_THREADS && self.holder.load(Relaxed) == sys::this_thread() {
+        if sys::TELLS_THREADS
+            && self.holder.load(Relaxed) == sys::this_thread()
+            && cfg!(not(pma_unchecked = "holder"))
+        {
             end_interrupted();
         }
         let mut wait = Wait::default();
@@ -122,7 +125,7 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.holder.store(NOBODY, Release);
+        self.lock.holder.store(NOBODY, if cfg!(pma_unchecked = "release") { Relaxed } else { Release });
     }
 }
 

@@ -80,16 +80,16 @@ const FREED: u64 = -0x0F11_4EED_i64 as u64;
 /// the system has taken its contents.
 const UNMARKED: usize = 1 << (usize::BITS - 1);
 
-/// Lies below the lowest slot of a stack in place of a block, and is not [`FREED`]: what `pop` finds there says that
-/// the stack is empty.
-static NO_BLOCK: u64 = 0;
+/// Lies below the lowest slot of a stack, as an unmarked block at no address: what `pop` finds there says that the
+/// stack is empty.
+const BOTTOM: usize = UNMARKED;
 /// Lies above the highest slot of a stack: what `push` finds there says that the stack is full. No block is at
 /// this address, and no free slot holds this value.
 const LID: usize = 1;
 
 /// The stack of every class that has none yet: empty and full.
 static NO_STACK: [AtomicPtr<u64>; 2] =
-    [AtomicPtr::new(&raw const NO_BLOCK as *mut u64), AtomicPtr::new(ptr::without_provenance_mut(LID))];
+    [AtomicPtr::new(ptr::without_provenance_mut(BOTTOM)), AtomicPtr::new(ptr::without_provenance_mut(LID))];
 
 const_assert!(LEAST_WORDS <= FIRST_WORDS && FIRST_WORDS <= COMPONENT_WORDS && COMPONENT_WORDS <= USUAL_WORDS);
 const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS <= u16::MAX as usize);
@@ -97,7 +97,7 @@ const_assert!(MOST_WORDS * size_of::<usize>() <= metadata::MOST);
 const_assert!(LEAST_CACHE_BYTES <= CACHE_BYTES);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
-/// A stack of addresses for each class. Its words are the address of [`NO_BLOCK`], slots, and [`LID`].
+/// A stack of addresses for each class. Its words are [`BOTTOM`], slots, and [`LID`].
 struct Stacks {
     /// The highest slot in use, or the bottom.
     tops: [AtomicPtr<usize>; CLASS_COUNT],
@@ -314,26 +314,42 @@ impl Stacks {
     }
 
     /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
+    ///
+    /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it
+    /// there, and one that took it before has left neither mark nor bit.
     #[inline(always)]
     fn pop(&self, class: ClassIndex) -> *mut u8 {
         let top = self.top(class);
         let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. Each
-        // holds the address of a word that may be read, and written if it is in a block.
+        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. A slot
+        // holds the address of a block, whose first word may be read and written.
         unsafe {
             let value = slot.read();
             if value & UNMARKED != 0 {
+                let address = value & !UNMARKED;
+                if address == 0 {
+                    return ptr::null_mut();
+                }
                 top.store(slot.sub(1), Relaxed);
-                return ptr::with_exposed_provenance_mut(value & !UNMARKED);
+                compiler_fence(SeqCst);
+                if slot.read_volatile() == value {
+                    // Should the slot be found in use again, the block in it is to be looked at.
+                    if cfg!(not(pma_unchecked = "bit")) {
+                        slot.write(address);
+                    }
+                    return ptr::with_exposed_provenance_mut(address);
+                }
+            } else {
+                let block = ptr::with_exposed_provenance_mut::<u64>(value);
+                top.store(slot.sub(1), Relaxed);
+                compiler_fence(SeqCst);
+                if block.read() == FREED || cfg!(pma_unchecked = "mark") {
+                    block.write(0);
+                    return block.cast();
+                }
             }
-            let block = ptr::with_exposed_provenance_mut::<u64>(value);
-            if block.read() != FREED {
-                return ptr::null_mut();
-            }
-            top.store(slot.sub(1), Relaxed);
-            compiler_fence(SeqCst);
-            block.write(0);
-            block.cast()
+            top.store(slot, Relaxed);
+            ptr::null_mut()
         }
     }
 
@@ -405,7 +421,7 @@ impl Stacks {
         let (old, used) = self.slots(class);
         // SAFETY: the new words are zeroed, so no free slot holds `LID`; the slots in use fit.
         unsafe {
-            new.write((&raw const NO_BLOCK).expose_provenance());
+            new.write(BOTTOM);
             new.add(len - 1).write(LID);
             new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
         }
@@ -483,8 +499,10 @@ impl ThreadCache {
     /// A block of `class`, any in the stack, or null if that has too few for it to be hard to guess which.
     #[cfg(feature = "hardened")]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        let (slots, _) = self.local.slots(class);
-        self.pop_at_random(class, slots.len() / LEAST_CHOICE)
+        apart(|| {
+            let (slots, _) = self.local.slots(class);
+            self.pop_at_random(class, slots.len() / LEAST_CHOICE)
+        })
     }
 
     /// A block of `class`, any in the stack, or null if that has no more than `left`.
@@ -509,18 +527,23 @@ impl ThreadCache {
         debug_assert!(class.get() < CLASS_COUNT);
         // SAFETY: every class has an expected tag.
         let expected = unsafe { *self.expected.get_unchecked(class.get()) };
-        self.tag_of(address) == Some(expected) && self.push_checked(class, address)
+        (self.tag_of(address) == Some(expected) || cfg!(pma_unchecked = "tag"))
+            && self.push_checked(class, address)
     }
 
     /// Puts a block on the stack of its class, if there is room.
     #[inline(always)]
     fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
+        #[cfg(not(feature = "hardened"))]
+        return self.local.push_warm(class, address);
         #[cfg(feature = "hardened")]
-        match crate::global::heap().filter(|_| self.local.has_room(class)) {
-            Some(heap) => hardened::take_back(heap, class, address),
-            None => return false,
-        }
-        self.local.push_warm(class, address)
+        apart(|| match crate::global::heap().filter(|_| self.local.has_room(class)) {
+            Some(heap) => {
+                hardened::take_back(heap, class, address);
+                self.local.push_warm(class, address)
+            }
+            None => false,
+        })
     }
 
     /// [`push`](Self::push) for a block whose class only the page table knows.

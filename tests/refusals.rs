@@ -10,7 +10,9 @@ use page_memory_allocator::size_class::{SizeClasses, built};
 use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::{env, io, ptr, thread};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering::Relaxed;
+use std::{env, fs, io, ptr, thread};
 
 #[path = "common/pattern.rs"]
 mod pattern;
@@ -26,27 +28,60 @@ static ELSEWHERE: System = System;
 /// The allocator under test, of which this process never makes use itself: each child finds it untouched.
 static HEAP: PageAllocator = PageAllocator::new();
 
+/// What the system is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Map,
+    Protect,
+    /// `madvise`, but for the next.
+    Advise,
+    /// `madvise` that gives memory back.
+    Purge,
+    Remap,
+}
+
+const KINDS: [Kind; 5] = [Kind::Map, Kind::Protect, Kind::Advise, Kind::Purge, Kind::Remap];
+
 /// Which calls to the system are refused.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
+    /// Those of this kind, or all; others are not counted.
+    kind: Option<Kind>,
     /// The first call that is, counted from 1, from the moment that the plan is set.
     first: usize,
     /// How many are.
     count: usize,
 }
 
+impl Plan {
+    const NONE: Plan = Plan { kind: None, first: usize::MAX, count: 0 };
+}
+
 mod system {
     //! The calls to the system, counted and refused.
 
-    use super::Plan;
+    use super::{KINDS, Kind, Plan};
     use libc::{c_int, c_long, c_void, off_t, size_t};
     use std::cell::Cell;
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
-    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    /// Of the calls of a run, so many are told apart.
+    const TOLD: usize = 1_000;
+
+    /// By kind, all calls and those among the first that are told apart.
+    static CALLS: [AtomicUsize; KINDS.len()] = [const { AtomicUsize::new(0) }; KINDS.len()];
+    static EARLY: [AtomicUsize; KINDS.len()] = [const { AtomicUsize::new(0) }; KINDS.len()];
     static REFUSED: AtomicUsize = AtomicUsize::new(0);
+    /// The plan: the kinds, by bit; the first call, by the number of calls of these kinds; how many.
+    static PLANNED: AtomicUsize = AtomicUsize::new(0);
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
     static FIRST: AtomicUsize = AtomicUsize::new(usize::MAX);
     static COUNT: AtomicUsize = AtomicUsize::new(0);
+    /// Whether a move of memory that is refused has unmapped its destination, as the system may do, and another thread
+    /// has mapped a page there since: this one.
+    pub(super) static UNMAPS: AtomicBool = AtomicBool::new(false);
+    pub(super) static TAKES: AtomicBool = AtomicBool::new(false);
+    pub(super) static TAKEN: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 
     thread_local! {
         /// Whether the thread is inside the allocator under test.
@@ -55,11 +90,18 @@ mod system {
 
     pub(super) fn set(plan: Plan) {
         COUNT.store(plan.count, Relaxed);
-        FIRST.store(CALLS.load(Relaxed).saturating_add(plan.first), Relaxed);
+        PLANNED.store(plan.kind.map_or(usize::MAX, |kind| 1 << kind as usize), Relaxed);
+        SEEN.store(0, Relaxed);
+        FIRST.store(plan.first, Relaxed);
     }
 
     pub(super) fn calls() -> usize {
-        CALLS.load(Relaxed)
+        CALLS.iter().map(|calls| calls.load(Relaxed)).sum()
+    }
+
+    /// Calls of a kind, and how many of them were among the first of all.
+    pub(super) fn calls_of(kind: Kind) -> (usize, usize) {
+        (CALLS[kind as usize].load(Relaxed), EARLY[kind as usize].load(Relaxed))
     }
 
     pub(super) fn refused() -> usize {
@@ -75,11 +117,18 @@ mod system {
     }
 
     /// Whether this call is refused.
-    fn refuses() -> bool {
+    fn refuses(kind: Kind) -> bool {
         if !COUNTED.get() {
             return false;
         }
-        let call = CALLS.fetch_add(1, Relaxed) + 1;
+        if calls() < TOLD {
+            EARLY[kind as usize].fetch_add(1, Relaxed);
+        }
+        CALLS[kind as usize].fetch_add(1, Relaxed);
+        if PLANNED.load(Relaxed) & 1 << kind as usize == 0 {
+            return false;
+        }
+        let call = SEEN.fetch_add(1, Relaxed) + 1;
         let first = FIRST.load(Relaxed);
         let refuses = call >= first && call - first < COUNT.load(Relaxed);
         if refuses {
@@ -88,6 +137,35 @@ mod system {
             unsafe { *libc::__errno_location() = libc::ENOMEM };
         }
         refuses
+    }
+
+    /// Does to the destination of a refused move what [`UNMAPS`] and [`TAKES`] say.
+    unsafe fn leave_a_hole(start: *mut c_void, bytes: size_t) {
+        if UNMAPS.load(Relaxed) {
+            // SAFETY: a move that is refused may do this.
+            unsafe { libc::syscall(libc::SYS_munmap, start, bytes) };
+        }
+        if TAKES.load(Relaxed) {
+            let protection = (libc::PROT_READ | libc::PROT_WRITE) as c_long;
+            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as c_long;
+            let page = start.wrapping_byte_add(bytes / 2 & !0xFFFF);
+            // SAFETY: nothing is mapped there. The page is this test's, and is filled.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_mmap,
+                    page,
+                    4096 as c_long,
+                    protection,
+                    flags,
+                    -1 as c_long,
+                    0 as c_long,
+                );
+                page.cast::<u8>().write_bytes(0x5A, 4096);
+            }
+            TAKEN.store(page.cast(), Relaxed);
+        }
+        // SAFETY: this thread's errno can always be written.
+        unsafe { *libc::__errno_location() = libc::ENOMEM };
     }
 
     // The system's own calls; `syscall` sets errno as the C library's functions do.
@@ -101,7 +179,7 @@ mod system {
         file: c_int,
         offset: off_t,
     ) -> *mut c_void {
-        if refuses() {
+        if refuses(Kind::Map) {
             return libc::MAP_FAILED;
         }
         // SAFETY: as the caller says.
@@ -121,7 +199,7 @@ mod system {
 
     #[unsafe(no_mangle)]
     unsafe extern "C" fn mprotect(start: *mut c_void, bytes: size_t, protection: c_int) -> c_int {
-        if refuses() {
+        if refuses(Kind::Protect) {
             return -1;
         }
         // SAFETY: as the caller says.
@@ -130,7 +208,8 @@ mod system {
 
     #[unsafe(no_mangle)]
     unsafe extern "C" fn madvise(start: *mut c_void, bytes: size_t, advice: c_int) -> c_int {
-        if refuses() {
+        let kind = if advice == libc::MADV_DONTNEED { Kind::Purge } else { Kind::Advise };
+        if refuses(kind) {
             return -1;
         }
         // SAFETY: as the caller says.
@@ -145,7 +224,9 @@ mod system {
         flags: c_int,
         new_start: *mut c_void,
     ) -> *mut c_void {
-        if refuses() {
+        if refuses(Kind::Remap) {
+            // SAFETY: the destination is the caller's.
+            unsafe { leave_a_hole(new_start, new_bytes) };
             return libc::MAP_FAILED;
         }
         // SAFETY: as the caller says; the last argument is read only if the flags ask for it.
@@ -304,12 +385,38 @@ const LONG: Layout = match Layout::from_size_align(64 << 20, 1) {
     Err(_) => panic!("64 MiB is a valid size"),
 };
 
+/// Runs that are made longer where that is not possible, so that their memory is moved; memory given back; many zeros.
+fn moves_and_purges(blocks: &mut Vec<Block>, random: &mut Random) {
+    let layout = |size| Layout::from_size_align(size, 1).unwrap();
+    for round in 0..30 {
+        let size = (1 + random.below(4)) << 20;
+        let mut run = Block::new(&HEAP, layout(size), 1 + round);
+        // In the way.
+        let others: Vec<_> = (0..3).map(|_| Block::new(&HEAP, layout(size), 1)).collect();
+        if let Some(run) = &mut run {
+            run.resize(size + (1 + random.below(4)) * (1 << 20));
+        }
+        if round % 4 == 0 {
+            blocks.extend(run);
+        }
+        drop(others);
+        // The first words of a seed that is a multiple of four are to be zero.
+        if round % 4 == 0 {
+            drop(Block::new(&HEAP, layout(16 << 20), 4));
+        }
+        if round % 2 == 0 {
+            system::counted(|| HEAP.purge());
+        }
+    }
+}
+
 /// Everything that makes the allocator call the system: the first use, small and large blocks, caches of threads,
 /// heaps of one's own, memory given back.
 fn mixed_run(seed: u64) {
     let mut random = Random::new(seed);
     let mut blocks = Vec::new();
     churn(&HEAP, &mut blocks, &mut random, 300);
+    moves_and_purges(&mut blocks, &mut random);
     thread::scope(|scope| {
         for thread in 0..2 {
             scope.spawn(move || {
@@ -332,6 +439,8 @@ fn mixed_run(seed: u64) {
         let mut own = Vec::new();
         churn(&heap, &mut own, &mut random, 20);
         churn(&HEAP, &mut blocks, &mut random, 5);
+        own.truncate(own.len() / 2);
+        system::counted(|| heap.purge());
         drop(own);
         heap.check().unwrap();
     }
@@ -340,7 +449,7 @@ fn mixed_run(seed: u64) {
         panic!("{violation:?}");
     }
     // The system has come round.
-    system::set(Plan { first: usize::MAX, count: 0 });
+    system::set(Plan::NONE);
     for &size in &built::BLOCK_SIZES[1..] {
         let layout = Layout::from_size_align(size as usize, 1).unwrap();
         blocks.extend(Block::new(&HEAP, layout, 1));
@@ -355,29 +464,127 @@ fn mixed_run(seed: u64) {
 /// A child that hangs is ended after so many seconds.
 const LONGEST: u32 = 60;
 
-/// Does a mixed run in a child process with that plan. Returns how many calls it made of the system, at most 250
-/// hundreds, by the way of the exit status.
-fn in_child(plan: Plan, seed: u64) -> usize {
-    // SAFETY: this process has one thread.
-    let child = unsafe { libc::fork() };
+/// Calls of each kind to the system that a child made, and how many of them were among its first 1,000.
+type Calls = [(usize, usize); KINDS.len()];
+
+/// Does `work` in a child process with that plan.
+fn in_child(plan: Plan, what: &str, work: impl FnOnce()) -> Calls {
+    let mut pipe = [0; 2];
+    let mut calls = [(0, 0); KINDS.len()];
+    let bytes = size_of::<Calls>();
+    // SAFETY: the descriptors are written; this process has one thread.
+    let child = unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        libc::fork()
+    };
     assert!(child >= 0, "no child: {}", io::Error::last_os_error());
     if child == 0 {
         // SAFETY: alarm has no preconditions.
         unsafe { libc::alarm(LONGEST) };
         system::set(plan);
-        let done = std::panic::catch_unwind(|| mixed_run(seed)).is_ok();
-        let hundreds = (system::calls() / 100).min(250) as i32;
-        // SAFETY: the child ends without the parent's handlers.
-        unsafe { libc::_exit(if done { hundreds } else { 255 }) };
+        let done = std::panic::catch_unwind(AssertUnwindSafe(work)).is_ok();
+        calls = KINDS.map(system::calls_of);
+        // SAFETY: the calls are that long; the child ends without the parent's handlers.
+        unsafe {
+            libc::write(pipe[1], calls.as_ptr().cast(), bytes);
+            libc::_exit(if done { 0 } else { 255 });
+        }
     }
     let mut status = 0;
-    // SAFETY: the status is written.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    // SAFETY: the status is written, and so are the calls, which are plain numbers.
+    unsafe {
+        libc::close(pipe[1]);
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        let read = libc::read(pipe[0], calls.as_mut_ptr().cast(), bytes);
+        libc::close(pipe[0]);
+        assert!(
+            status == 0 && read == bytes as isize,
+            "{plan:?}, {what}: the child ended with status {status:#x}"
+        );
+    }
+    calls
+}
+
+/// Does a mixed run in a child process with that plan.
+fn run_in_child(plan: Plan, seed: u64) -> Calls {
+    in_child(plan, &format!("seed {seed}"), || mixed_run(seed))
+}
+
+/// A move of memory that is refused may have unmapped its destination, and another thread may have mapped a page of its
+/// own there: that stays as it is.
+fn what_a_refused_move_unmapped_is_not_taken_from_others(taken: bool) {
+    let layout = |size| Layout::from_size_align(size, 1).unwrap();
+    let mut run = Block::new(&HEAP, layout(2 << 20), 1).expect("nothing is refused");
+    let in_the_way = Block::new(&HEAP, layout(2 << 20), 2);
+    system::UNMAPS.store(true, Relaxed);
+    system::TAKES.store(taken, Relaxed);
+    system::set(Plan { kind: Some(Kind::Remap), first: 1, count: 100 });
+    for size in 3..8 {
+        run.resize(size << 20);
+        assert_eq!(run.layout.size(), size << 20, "it is copied instead");
+    }
+    assert!(system::refused() > 0, "nothing was moved");
+    let page = system::TAKEN.load(Relaxed);
+    // SAFETY: the page was mapped, and filled, by this test.
     assert!(
-        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) != 255,
-        "{plan:?}, seed {seed}: the child ended with status {status:#x}"
+        !taken || unsafe { (0..4096).all(|at| page.add(at).read() == 0x5A) },
+        "a page of others was changed"
     );
-    libc::WEXITSTATUS(status) as usize * 100
+    drop((run, in_the_way));
+    system::counted(|| HEAP.purge());
+    // SAFETY: as above.
+    assert!(
+        !taken || unsafe { (0..4096).all(|at| page.add(at).read() == 0x5A) },
+        "a page of others was purged"
+    );
+    let blocks: Vec<_> = (0..20).map(|seed| Block::new(&HEAP, layout(8 << 20), seed)).collect();
+    assert!(blocks.iter().all(Option::is_some));
+    drop(blocks);
+    HEAP.check().unwrap();
+}
+
+/// The heap is first used when the system grants no more than `left` mappings: what fits is served, the rest is null, and
+/// all is served when there are mappings again.
+fn the_first_use_with_few_mappings(left: usize) {
+    let most = fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux tells");
+    let most: usize = most.trim().parse().expect("a number");
+    if most > 300_000 {
+        println!("skipped: a process may have {most} mappings");
+        return;
+    }
+    let layout = |size| Layout::from_size_align(size, 1).unwrap();
+    let mut taken: Vec<*mut libc::c_void> = Vec::with_capacity(most);
+    let mut blocks = Vec::with_capacity(100_000);
+    // Each with another protection than its neighbours, so that none becomes one with another.
+    // SAFETY: mappings at addresses of the kernel's choice touch nothing that is in use; each is given back once.
+    unsafe {
+        loop {
+            let protection = if taken.len().is_multiple_of(2) { libc::PROT_NONE } else { libc::PROT_READ };
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let page = libc::mmap(ptr::null_mut(), 4096, protection, flags, -1, 0);
+            if page == libc::MAP_FAILED {
+                break;
+            }
+            taken.push(page);
+        }
+        taken.drain(taken.len() - left..).for_each(|page| assert_eq!(libc::munmap(page, 4096), 0));
+        let mut served = 0;
+        for size in [64, 1_000, 30_000, 200_000, 4 << 20].into_iter().cycle().take(200) {
+            let block = system::counted(|| Source::alloc(&HEAP, layout(size), false));
+            if !block.is_null() {
+                served += size;
+                blocks.push(Block { source: &HEAP, start: block, layout: layout(size), seed: size });
+                fill(block, looked_at(layout(size)), size);
+            }
+        }
+        println!("{served} bytes served to a process that begins with {left} mappings");
+        assert!(served >= 100 << 20 || left < 20, "only {served} bytes");
+        taken.iter().for_each(|&page| assert_eq!(libc::munmap(page, 4096), 0));
+    }
+    system::set(Plan::NONE);
+    assert!(Block::new(&HEAP, layout(100), 1).is_some() && Block::new(&HEAP, layout(1 << 20), 1).is_some());
+    drop(blocks);
+    HEAP.check().unwrap();
 }
 
 fn main() {
@@ -391,20 +598,41 @@ fn main() {
     });
     assert!(system::calls() == 1 && probe.get() != libc::MAP_FAILED);
 
+    for left in [0, 6, 20] {
+        in_child(Plan::NONE, "few mappings", || the_first_use_with_few_mappings(left));
+    }
+    for taken in [false, true] {
+        in_child(Plan::NONE, "a hole", || what_a_refused_move_unmapped_is_not_taken_from_others(taken));
+    }
+
     let each = match env::var("PMA_TEST_REFUSALS") {
         Ok(number) => number.parse().expect("PMA_TEST_REFUSALS is a number"),
         Err(_) => 100,
     };
-    let calls = in_child(Plan { first: usize::MAX, count: 0 }, 1);
-    assert!(calls >= 1_000, "a mixed run makes only about {calls} calls");
+    let calls = run_in_child(Plan::NONE, 1);
+    let all: usize = calls.iter().map(|(all, _)| all).sum();
+    assert!(all >= 1_000, "a mixed run makes only {all} calls");
+    let early = |kind: Kind| calls[kind as usize].1;
+    assert!(early(Kind::Remap) >= 20 && early(Kind::Purge) >= 50, "of the first 1,000 calls: {calls:?}");
     for first in 1..=each {
-        in_child(Plan { first, count: 1 }, 1);
+        run_in_child(Plan { kind: None, first, count: 1 }, 1);
     }
     // Any that was passed over above is met by one of these; a different run each.
     for first in (1..1_000).step_by(if each < 1_000 { 17 } else { 1 }) {
-        in_child(Plan { first, count: 1 }, first as u64);
-        in_child(Plan { first, count: 50 }, first as u64);
-        in_child(Plan { first, count: usize::MAX / 2 }, first as u64);
+        run_in_child(Plan { kind: None, first, count: 1 }, first as u64);
+        run_in_child(Plan { kind: None, first, count: 50 }, first as u64);
+        run_in_child(Plan { kind: None, first, count: usize::MAX / 2 }, first as u64);
     }
-    println!("about {calls} calls in a run; each of the first {each} refused");
+    for kind in KINDS {
+        let most = calls[kind as usize].1;
+        for first in (1..=most).step_by(if each < 1_000 { most.div_ceil(8) } else { 1 }) {
+            run_in_child(Plan { kind: Some(kind), first, count: 1 }, 1);
+            run_in_child(Plan { kind: Some(kind), first, count: usize::MAX / 2 }, 1);
+        }
+        println!(
+            "{kind:?}: {} calls in a run, {} of them among the first 1,000",
+            calls[kind as usize].0, calls[kind as usize].1
+        );
+    }
+    println!("{all} calls in a run; each of the first {each} refused");
 }

@@ -241,6 +241,189 @@ fn a_handler_that_comes_with_a_lock_held_ends_the_program_with_a_line() {
     assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGABRT), said));
 }
 
+/// One call of a handler that is made in the middle of another call of its thread.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Call {
+    /// Allocates a block, and keeps it.
+    Keep,
+    /// Frees a block that was there before.
+    Free,
+    /// Frees the first block that the handler has kept.
+    FreeKept,
+}
+
+/// What is interrupted at one instruction of a call to the allocator, and who has which block, written down where the
+/// allocator has no part in it. One thread's, whose handler waits for nobody.
+#[cfg(target_arch = "x86_64")]
+struct Interrupted {
+    /// Instructions so far, and that at which the handler does something.
+    step: usize,
+    at: usize,
+    calls: &'static [Call],
+    /// All blocks that somebody has; the handler's own are at the end.
+    owned: Vec<*mut u8>,
+    /// How many of them were there before.
+    before: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Interrupted {
+    /// Blocks of a class that nothing else here makes use of.
+    const SIZE: usize = 200;
+
+    fn own(&mut self, block: *mut u8) {
+        if self.owned.contains(&block) {
+            // SAFETY: the string is readable; the process ends.
+            unsafe {
+                libc::write(2, c"two owners\n".as_ptr().cast(), 11);
+                libc::_exit(3);
+            }
+        }
+        self.owned.push(block);
+    }
+
+    fn alloc(&mut self) {
+        let block = alloc(Self::SIZE);
+        self.own(block);
+    }
+
+    fn free(&mut self, at: usize) {
+        free(self.owned.remove(at), Self::SIZE);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct OfOneThread(UnsafeCell<Interrupted>);
+// SAFETY: as its type says.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Sync for OfOneThread {}
+#[cfg(target_arch = "x86_64")]
+static INTERRUPTED: OfOneThread =
+    OfOneThread(UnsafeCell::new(Interrupted { step: 0, at: 0, calls: &[], owned: Vec::new(), before: 0 }));
+
+#[cfg(target_arch = "x86_64")]
+extern "C" fn at_one_step(_: libc::c_int) {
+    // SAFETY: what it interrupts has no reference to it.
+    let interrupted = unsafe { &mut *INTERRUPTED.0.get() };
+    interrupted.step += 1;
+    if interrupted.step != interrupted.at {
+        return;
+    }
+    for &call in interrupted.calls {
+        match call {
+            Call::Keep => interrupted.alloc(),
+            Call::Free => {
+                interrupted.free(0);
+                interrupted.before -= 1;
+            }
+            Call::FreeKept => interrupted.free(interrupted.before),
+        }
+    }
+}
+
+/// Allocates or frees a block while the handler makes `calls` after its `at`-th instruction, then has every block handed
+/// out that is free. Returns how many instructions there were. The stack of that class is neither empty nor full; its
+/// blocks were in use before, or not.
+#[cfg(target_arch = "x86_64")]
+fn interrupt(at: usize, calls: &'static [Call], frees: bool, used: bool) -> usize {
+    let state = INTERRUPTED.0.get();
+    let layout = layout(Interrupted::SIZE);
+    // SAFETY: no reference is kept over the step by step part; what is freed there is live.
+    unsafe {
+        (*state).owned.reserve(2_000);
+        (0..if used { 50 } else { 30 }).for_each(|_| (*state).alloc());
+        while (*state).owned.len() > 30 {
+            (*state).free(30);
+        }
+        let freed = if frees { (*state).owned.pop() } else { None };
+        (*state).before = (*state).owned.len();
+        ((*state).step, (*state).at, (*state).calls) = (0, at, calls);
+        let mut block = ptr::null_mut();
+        step_by_step(at_one_step, || match freed {
+            Some(freed) => HEAP.dealloc(freed, layout),
+            None => block = HEAP.alloc(layout),
+        });
+        let steps = (*state).step;
+        if !frees {
+            (*state).own(block);
+            block.cast::<usize>().write(block.addr());
+            block.add(Interrupted::SIZE - 8).cast::<usize>().write(block.addr());
+        }
+        (0..1_000).for_each(|_| (*state).alloc());
+        while !(*state).owned.is_empty() {
+            (*state).free((*state).owned.len() - 1);
+        }
+        steps
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_handler_that_keeps_or_frees_small_blocks_never_has_one_handed_out_twice() {
+    use Call::{Free, FreeKept, Keep};
+    const HANDLERS: [&[Call]; 8] = [
+        &[Keep],
+        &[Keep, Keep],
+        &[Free],
+        &[Free, Free],
+        &[Keep, Free],
+        &[Free, Keep],
+        &[Keep, Keep, FreeKept],
+        &[Keep, Free, FreeKept],
+    ];
+    let output = in_child(
+        |_| (),
+        || {
+            let (mut worked, mut stopped) = (0, 0);
+            for (calls, frees, used) in HANDLERS.into_iter().flat_map(|calls| {
+                [(false, false), (false, true), (true, false), (true, true)].map(|(a, b)| (calls, a, b))
+            }) {
+                // The first is not interrupted, and counts.
+                let (mut at, mut steps) = (0, 0);
+                while at <= steps {
+                    let mut pipe = [0; 2];
+                    // SAFETY: this process has one thread; the child ends here.
+                    let status = unsafe {
+                        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+                        let child = libc::fork();
+                        if child == 0 {
+                            let steps = interrupt(at, calls, frees, used);
+                            let sound = HEAP.check().is_ok();
+                            libc::write(pipe[1], (&raw const steps).cast(), size_of::<usize>());
+                            libc::_exit(if sound { 0 } else { 4 });
+                        }
+                        libc::close(pipe[1]);
+                        let mut status = 0;
+                        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+                        if at == 0 {
+                            libc::read(pipe[0], (&raw mut steps).cast(), size_of::<usize>());
+                        }
+                        libc::close(pipe[0]);
+                        status
+                    };
+                    let aborted = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT;
+                    assert!(
+                        status == 0 || aborted,
+                        "{calls:?} after instruction {at} of {steps}, {frees}, {used}: {status:#x}"
+                    );
+                    *if aborted { &mut stopped } else { &mut worked } += 1;
+                    at += 1;
+                }
+                assert!(steps > 20, "only {steps} instructions");
+            }
+            println!("{worked} worked, {stopped} stopped");
+        },
+    );
+    let said = text(&output.stderr);
+    let result = text(&output.stdout);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    let stopped = said.lines().count();
+    assert!(said.lines().all(|line| line.starts_with("page_memory_allocator: ")), "{said}");
+    assert!(result.contains(&format!(" {stopped} stopped")), "{result}{said}");
+    println!("{}", result.lines().last().unwrap_or_default());
+}
+
 #[test]
 fn a_handler_that_keeps_large_blocks_works_or_the_program_stops_with_a_line() {
     for _ in 0..4 {

@@ -14,7 +14,7 @@ use crate::lock::Guard;
 use crate::page_table::{Mapping, Misuse};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
-use crate::sys;
+use crate::sys::{self, Remapped};
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 use core::alloc::Layout;
 use core::ops::Range;
@@ -246,7 +246,8 @@ impl<G: Geometry> Heap<G> {
         if mapping != Mapping::Usual {
             drop(runs);
             if !self.map_as_usual(head, count, mapping) {
-                // The run stays as it is, and nobody's.
+                // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
+                self.table.set_multi_tail(&mut self.runs(), head, 0);
                 return;
             }
             self.mapped_apart.fetch_sub(1, Relaxed);
@@ -342,13 +343,25 @@ impl<G: Geometry> Heap<G> {
         };
         drop(runs);
         // SAFETY: both runs are the caller's, and differ.
-        let moved = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
+        let remapped = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
         let mut runs = self.runs();
-        self.table.set_mapping(&mut runs, start, Mapping::Moved);
-        if !moved {
-            // Whatever is left of the new run is mapped anew before it is freed.
-            self.free_run(runs, start, new_count);
-            return None;
+        match remapped {
+            Remapped::Moved => _ = self.table.set_mapping(&mut runs, start, Mapping::Moved),
+            Remapped::Refused => {
+                self.mapped_apart.fetch_sub(1, Relaxed);
+                self.free_run(runs, start, new_count);
+                return None;
+            }
+            Remapped::MappedAnew => {
+                self.table.set_mapping(&mut runs, start, Mapping::Moved);
+                self.free_run(runs, start, new_count);
+                return None;
+            }
+            Remapped::Lost => {
+                // As in `free_run`. It goes on counting as mapped apart, so there are few of them.
+                self.table.set_multi_tail(&mut runs, start, 0);
+                return None;
+            }
         }
         // What is left of the old run has no memory.
         let mapping = self.table.mapping(&runs, head);
@@ -375,6 +388,7 @@ impl<G: Geometry> Heap<G> {
         let runs = self.runs();
         let misuse = match self.table.multi_run(&runs, head) {
             Err(misuse) => misuse,
+            Ok(count) if cfg!(pma_unchecked = "run") => return (runs, head, count),
             Ok(_) if self.table.address_of(head) != address => Misuse::NotAtStart,
             Ok(count) if layout.is_some_and(|layout| self.pages_for(layout) != Some(count)) => {
                 Misuse::WrongLayout

@@ -43,12 +43,25 @@ pub(crate) unsafe fn purge(_start: NonNull<u8>, _bytes: usize) -> bool {
     false
 }
 
+/// What became of memory that was to be moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Remapped {
+    /// It was moved.
+    Moved,
+    /// It was not, and the new place is as it was.
+    Refused,
+    /// It was not, and the new place was unmapped for it, but is mapped again.
+    MappedAnew,
+    /// It was not, and whose the new place is cannot be told.
+    Lost,
+}
+
 /// Nothing is moved.
 ///
 /// # Safety
 /// None is needed; with an operating system it is.
-pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _bytes: usize) -> bool {
-    false
+pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _bytes: usize) -> Remapped {
+    Remapped::Refused
 }
 
 /// Nothing is mapped.

@@ -87,17 +87,50 @@ pub(crate) unsafe fn purge(start: NonNull<u8>, bytes: usize) -> bool {
     unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) == 0 }
 }
 
+/// What became of memory that was to be moved. If it was not, the contents are where they were.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Remapped {
+    /// It was moved.
+    Moved,
+    /// It was not, and the new place is as it was.
+    Refused,
+    /// It was not, and the new place was unmapped for it, but is mapped again.
+    MappedAnew,
+    /// It was not, and nobody can tell whether the new place is as it was, or was unmapped for it and is by now another
+    /// thread's.
+    Lost,
+}
+
 /// Moves the memory of `bytes` committed bytes to another place, without copying it; what was there is lost. The old
-/// place stays committed, and reads as zeros. False if that is refused: then the contents are where they were, and
-/// the new place may not be mapped any more.
+/// place stays committed, and reads as zeros.
 ///
 /// # Safety
 /// Both ranges are committed and belong to the caller; they do not overlap.
-pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) -> bool {
+pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) -> Remapped {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     // SAFETY: both ranges are the caller's, who expects the contents in the new one.
     let moved = unsafe { libc::mremap(from.as_ptr().cast(), bytes, bytes, flags, to.as_ptr()) };
-    moved == to.as_ptr().cast()
+    if moved == to.as_ptr().cast() {
+        return Remapped::Moved;
+    }
+    // What the system does not know, or does not let a process do, it refuses before it does anything.
+    if matches!(errno(), libc::EINVAL | libc::ENOSYS | libc::EPERM) {
+        return Remapped::Refused;
+    }
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = PRIVATE_AND_UNCOUNTED | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: the range is mapped only if nothing else is mapped there.
+    unsafe {
+        let mapped = libc::mmap(to.as_ptr().cast(), bytes, protection, flags, -1, 0);
+        if mapped == to.as_ptr().cast() {
+            return Remapped::MappedAnew;
+        }
+        if mapped != libc::MAP_FAILED {
+            // A system that does not know the flag has chosen a place.
+            libc::munmap(mapped, bytes);
+        }
+    }
+    Remapped::Lost
 }
 
 /// Replaces what is at committed addresses by memory that was never used. False if the system refuses: then there
@@ -285,8 +318,12 @@ fn write_all(descriptor: libc::c_int, mut bytes: &[u8]) -> bool {
 }
 
 fn interrupted() -> bool {
+    errno() == libc::EINTR
+}
+
+fn errno() -> libc::c_int {
     // SAFETY: the C library's errno of this thread can always be read.
-    unsafe { *libc::__errno_location() == libc::EINTR }
+    unsafe { *libc::__errno_location() }
 }
 
 /// Ends the process by SIGABRT.
