@@ -1,4 +1,5 @@
-//! Fills the heap with a mixture of things, frees some, and writes a picture of it: a page of HTML.
+//! Fills the heap with a mixture of things, some of them in components, frees some, and writes a picture of it: a page of
+//! HTML.
 //!
 //! ```text
 //! cargo run --release --example heap_picture [FILE]
@@ -6,7 +7,7 @@
 //!
 //! Without an argument the file is `heap.html` in the directory of the build.
 
-use page_memory_allocator::PageAllocator;
+use page_memory_allocator::{Component, PageAllocator};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +15,9 @@ use std::{env, fs, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
+
+/// Parts of the program, whose pages can be told apart: the first threads work in one each.
+static PARTS: [Component; 2] = [Component::new("index"), Component::new("cache").limit(256 << 20)];
 
 /// Threads that allocate, and entries that each of them makes.
 const THREADS: usize = 4;
@@ -68,7 +72,11 @@ fn main() -> ExitCode {
         build.unwrap_or_default().join("heap.html")
     });
     let mut all: Vec<Things> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS).map(|seed| scope.spawn(move || things(seed))).collect();
+        let work = |seed: usize| match PARTS.get(seed) {
+            Some(part) => part.enter(|| things(seed)),
+            None => things(seed),
+        };
+        let workers: Vec<_> = (0..THREADS).map(|seed| scope.spawn(move || work(seed))).collect();
         workers.into_iter().map(|worker| worker.join().expect("nothing panics")).collect()
     });
     let before = HEAP.snapshot();

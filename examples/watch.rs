@@ -11,7 +11,7 @@
 use page_memory_allocator::PageAllocator;
 use ratatui::Frame;
 use ratatui::backend::TestBackend;
-use ratatui::crossterm::event::{self, Event, KeyCode};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
@@ -19,6 +19,7 @@ use ratatui::widgets::{Block, Paragraph, Row, Table};
 use ratatui::{DefaultTerminal, Terminal};
 use serde_json::Value;
 use std::io::{self, IsTerminal, Write};
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -112,6 +113,22 @@ fn look(span: &Value) -> (char, Color) {
     }
 }
 
+/// The look of most of the `pages` that are folded into a cell; of equally many, of those that come first. `spans` are
+/// the page table from the first of them on.
+fn majority(spans: &[Value], pages: Range<u64>) -> Option<(char, Color)> {
+    let mut looks: Vec<((char, Color), u64)> = Vec::new();
+    for span in spans.iter().take_while(|span| number(&span[0]) < pages.end) {
+        let end = number(&span[0]) + number(&span[1]);
+        let inside = end.min(pages.end).saturating_sub(number(&span[0]).max(pages.start));
+        match looks.iter_mut().find(|(other, _)| *other == look(span)) {
+            Some((_, sum)) => *sum += inside,
+            None => looks.push((look(span), inside)),
+        }
+    }
+    // The first of the largest.
+    looks.into_iter().rev().max_by_key(|&(_, pages)| pages).map(|(look, _)| look)
+}
+
 fn show_parts(frame: &mut Frame, area: Rect, heap: &Value) {
     let whole = number(&heap["resident"]["process_bytes"]).max(1);
     let inner = Block::bordered().title(format!(" resident {} ", bytes(whole)).bold());
@@ -139,13 +156,13 @@ fn show_map(frame: &mut Frame, area: Rect, heap: &Value) {
     let spans = heap["spans"].as_array().map_or(&[][..], Vec::as_slice);
     let mut at = 0;
     for cell in 0..pages.div_ceil(fold) {
-        // A cell shows the first of the pages that are folded into it.
         while spans.get(at + 1).is_some_and(|next| number(&next[0]) <= cell * fold) {
             at += 1;
         }
-        let Some(span) = spans.get(at) else { break };
+        let Some((letter, color)) = majority(&spans[at..], cell * fold..pages.min((cell + 1) * fold)) else {
+            break;
+        };
         let (x, y) = (cell % u64::from(inner.width), cell / u64::from(inner.width));
-        let (letter, color) = look(span);
         let place = (inner.x + x as u16, inner.y + y as u16);
         if let Some(cell) = frame.buffer_mut().cell_mut(place) {
             cell.set_char(letter).set_bg(color).set_fg(Color::Black);
@@ -188,6 +205,30 @@ fn show(frame: &mut Frame, heap: &Value, said: &str) {
     frame.render_widget(keys, bottom);
 }
 
+/// What a key asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wish {
+    Quit,
+    Purge,
+    /// The work halts, or goes on.
+    Halt,
+}
+
+/// What `key` asks for, when it is pressed: some terminals tell of repeats and releases, too.
+fn wish(key: KeyEvent) -> Option<Wish> {
+    if key.kind != KeyEventKind::Press {
+        return None;
+    }
+    match key.code {
+        // A terminal in raw mode sends no signal for it.
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Wish::Quit),
+        KeyCode::Char('q') | KeyCode::Esc => Some(Wish::Quit),
+        KeyCode::Char('p') => Some(Wish::Purge),
+        KeyCode::Char(' ') => Some(Wish::Halt),
+        _ => None,
+    }
+}
+
 /// Shows frames until a key says to quit.
 fn watch(terminal: &mut DefaultTerminal, halted: &AtomicBool) -> io::Result<()> {
     let mut said = String::new();
@@ -197,13 +238,13 @@ fn watch(terminal: &mut DefaultTerminal, halted: &AtomicBool) -> io::Result<()> 
         let start = Instant::now();
         while event::poll(FRAME.saturating_sub(start.elapsed()))? {
             let Event::Key(key) = event::read()? else { continue };
-            match key.code {
-                KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
-                KeyCode::Char('p') => said = format!("{} purged", bytes(HEAP.purge() as u64)),
-                KeyCode::Char(' ') => {
+            match wish(key) {
+                Some(Wish::Quit) => return Ok(()),
+                Some(Wish::Purge) => said = format!("{} purged", bytes(HEAP.purge() as u64)),
+                Some(Wish::Halt) => {
                     halted.fetch_xor(true, Relaxed);
                 }
-                _ => {}
+                None => {}
             }
         }
     }
@@ -255,5 +296,43 @@ fn main() -> ExitCode {
             eprintln!("watch: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn keys_that_are_pressed_ask_for_something() {
+        let press = |code, modifiers| wish(KeyEvent::new(code, modifiers));
+        let (none, control) = (KeyModifiers::NONE, KeyModifiers::CONTROL);
+        assert_eq!(press(KeyCode::Char('q'), none), Some(Wish::Quit));
+        assert_eq!(press(KeyCode::Esc, none), Some(Wish::Quit));
+        assert_eq!(press(KeyCode::Char('c'), control), Some(Wish::Quit));
+        assert_eq!(press(KeyCode::Char('c'), none), None);
+        assert_eq!(press(KeyCode::Char('p'), none), Some(Wish::Purge));
+        assert_eq!(press(KeyCode::Char(' '), none), Some(Wish::Halt));
+        for kind in [KeyEventKind::Release, KeyEventKind::Repeat] {
+            assert_eq!(wish(KeyEvent::new_with_kind(KeyCode::Char('p'), none, kind)), None);
+        }
+    }
+
+    #[test]
+    fn a_cell_looks_like_most_of_the_pages_folded_into_it() {
+        let spans = [
+            json!([0, 3, "free", 0, 0, 0, 0, null]),
+            json!([3, 2, "multi", 0, 1, 0, 4096, null]),
+            json!([5, 3, "multi", 0, 1, 0, 4096, null]),
+            json!([8, 90, "free", 0, 0, 0, 4096, null]),
+        ];
+        let letter = |from: usize, pages| majority(&spans[from..], pages).map(|(letter, _)| letter);
+        assert_eq!(letter(0, 0..8), Some('M'), "two runs are more than what comes first");
+        assert_eq!(letter(0, 0..4), Some(' '));
+        assert_eq!(letter(0, 1..5), Some(' '), "of equally many, the first");
+        assert_eq!(letter(2, 7..9), Some('M'));
+        assert_eq!(letter(2, 7..20), Some('-'));
+        assert_eq!(majority(&[], 0..8), None);
     }
 }

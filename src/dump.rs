@@ -40,7 +40,8 @@ pub enum View {
     EveryPage,
     /// A line for neighbours in the same condition.
     Folded,
-    /// The size classes that have pages, a line for each, and the runs.
+    /// The size classes that have pages, a line for each, and the runs: bytes live and the least of them that were
+    /// asked for, cached, free, and resident. Of runs it is known how many were asked for.
     Classes,
     /// The pages that keep most memory resident beside the blocks that are live in them: at most so many, and no more
     /// than 64.

@@ -94,8 +94,9 @@ fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
 /// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024 | [`limit`](Self::limit) |
 /// | `PMA_GUARD_SAMPLE` | a number, 0 for off | [`guard_sample`](Self::guard_sample) |
 /// | `PMA_REPORT` | `exit` | when the process ends, what is still live is written to standard error, by class |
-/// | `PMA_DUMP_SIGNAL` | `USR1`, `USR2`, `HUP` or `QUIT` | on that signal the heap is dumped to `pma-PROCESS-N.txt` and `.html` |
+/// | `PMA_DUMP_SIGNAL` | `USR1`, `USR2`, `HUP` or `QUIT` | on that signal the heap is dumped to `pma-PROCESS-N.txt`, `.json` and `.html` |
 /// | `PMA_DUMP_DIR` | a directory | where those files are; the working directory unless set |
+/// | `PMA_PROFILE_BYTES` | bytes, or so many `K`, `M`, `G` | with the feature `profile`: bytes from one sample to the next, on average; 512 KiB unless set |
 ///
 /// A value that cannot be read is reported once on standard error, and ignored.
 ///
@@ -287,9 +288,11 @@ unsafe impl GlobalAlloc for PageAllocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if let Some(class) = class_of(layout) {
-            let block = current().pop(class);
+            let cache = current();
+            let block = cache.pop(class);
             if !block.is_null() {
-                return if profile::is_due(layout.size()) { alloc_sampled(layout, block) } else { block };
+                let is_due = cache.countdown.is_due(layout.size());
+                return if is_due { alloc_sampled(layout, block) } else { block };
             }
         }
         self.alloc_slow(layout, false)
@@ -412,7 +415,7 @@ pub(crate) fn alloc_sampled(layout: Layout, block: *mut u8) -> *mut u8 {
 
 fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     decay::tick(heap);
-    if profile::is_due(layout.size())
+    if profile::is_due(heap, layout.size())
         && let Some(sampled) = profile::sample(heap, layout, zeroed)
     {
         return sampled;

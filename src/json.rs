@@ -82,7 +82,7 @@ pub(crate) fn write<G: Geometry>(
         sys::page_size(),
         heap.pages().0,
     )?;
-    out.write_str("\"columns\":[\"first\",\"pages\",\"state\",\"block\",\"live_blocks\",\"free_blocks\",\"resident_bytes\"],\n")?;
+    out.write_str("\"columns\":[\"first\",\"pages\",\"state\",\"block\",\"live_blocks\",\"free_blocks\",\"resident_bytes\",\"component\"],\n")?;
     out.write_str("\"spans\":[\n")?;
     let mut stats = Stats::of_no_pages(heap);
     let mut line: Option<ResidentSpan> = None;
@@ -166,7 +166,9 @@ fn write_component(stats: &ComponentStats, first: bool, out: &mut dyn Write) -> 
 /// Whether `next` goes into one entry with `line` before it.
 fn folds(line: &ResidentSpan, next: &ResidentSpan) -> bool {
     let free = line.span.state == PageState::Free;
-    fold(line.span.state, next.span.state) && (!free || (line.resident > 0) == (next.resident > 0))
+    line.span.owner == next.span.owner
+        && fold(line.span.state, next.span.state)
+        && (!free || (line.resident > 0) == (next.resident > 0))
 }
 
 fn write_span(line: &ResidentSpan, first: bool, out: &mut dyn Write) -> fmt::Result {
@@ -181,7 +183,12 @@ fn write_span(line: &ResidentSpan, first: bool, out: &mut dyn Write) -> fmt::Res
     };
     let comma = if first { "" } else { ",\n" };
     let (first, resident) = (line.span.first, line.resident);
-    write!(out, "{comma}[{first},{pages},\"{state}\",{block},{live},{free},{resident}]")
+    write!(out, "{comma}[{first},{pages},\"{state}\",{block},{live},{free},{resident},")?;
+    // Components are listed in the order of their indices, from 1 on.
+    match line.span.owner.0.checked_sub(1) {
+        Some(component) => write!(out, "{component}]"),
+        None => out.write_str("null]"),
+    }
 }
 
 /// Writes members, and no comma behind the last.
@@ -246,7 +253,7 @@ fn write_stats(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
             ("runs", runs.runs),
             ("pages", runs.pages.get()),
             ("live_bytes", runs.live_bytes),
-            ("least_asked_bytes", runs.least_asked_bytes),
+            ("asked_bytes", runs.asked_bytes),
             ("resident_bytes", runs.resident_bytes),
         ],
         out,

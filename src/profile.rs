@@ -3,7 +3,11 @@
 //! Of the bytes that a thread allocates one in so many on average is picked, at random, and the allocation that it is
 //! part of is sampled: its stack is kept until it is freed. The distances between picked bytes are exponentially
 //! distributed, so an allocation of `size` bytes is sampled with probability `1 - exp(-size / interval)` whatever else
-//! is allocated, and stands for the inverse of that many.
+//! is allocated, and stands for the inverse of that many. Bytes are counted by each thread's cache: a [`Countdown`].
+//!
+//! Unless the interval was asked for, a countdown whose samples come too soon one after the other, as those of a loop do
+//! that allocates many gigabytes a second, doubles its interval, and halves it again when they do not. The next distance
+//! alone depends on that, and each sample remembers its own interval, so it stands for as many as it should.
 //!
 //! A sampled allocation is always a run of pages, even if it would fit a block. That is what makes sampling free for
 //! all others when they are freed: the tag of the page is not what the thread's cache expects, so the free takes the
@@ -25,23 +29,27 @@ use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::options;
 use crate::size_class::{BuildGeometry, Geometry as _};
+use crate::sys;
+use crate::thread_cache::{self, current};
 use core::alloc::Layout;
 use core::cell::Cell;
 use core::mem;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use samples::{Frames, MOST_FRAMES, Sample, Samples};
 
 /// Bytes from one picked byte to the next, on average.
 const USUAL_INTERVAL: usize = 512 << 10;
+/// Nanoseconds between two samples below which the interval doubles: fifty times what a sample takes.
+const SOON: u64 = 20_000;
+/// Times that it doubles at most.
+const MOST_DOUBLINGS: u32 = 8;
 
 static INTERVAL: AtomicUsize = AtomicUsize::new(USUAL_INTERVAL);
+/// Whether intervals may double: nobody has asked for one.
+static YIELDS: AtomicBool = AtomicBool::new(true);
 static SAMPLES: Lock<Samples> = Lock::new(Samples::none());
 
 std::thread_local! {
-    /// Bytes to the next one that is picked; below zero once it is passed.
-    static LEFT: Cell<isize> = const { Cell::new(0) };
-    /// State of the generator; 0 before the first use.
-    static RANDOM: Cell<u64> = const { Cell::new(0) };
     /// Whether this thread samples nothing: it takes a sample, or reads them.
     static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
@@ -53,17 +61,89 @@ pub(crate) fn start() {
         options::parse_bytes(value).filter(|&bytes| bytes > 0)
     });
     INTERVAL.store(interval, Relaxed);
+    YIELDS.store(interval == USUAL_INTERVAL, Relaxed);
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     unwind::start();
 }
 
-/// Counts bytes that are being allocated. True if one of them is picked.
-#[inline(always)]
-pub(crate) fn is_due(bytes: usize) -> bool {
-    LEFT.with(|left| {
-        left.set(left.get().wrapping_sub(bytes as isize));
-        left.get() < 0
-    })
+/// Counts the bytes that are allocated through a thread's cache.
+pub(crate) struct Countdown {
+    /// Bytes to the next one that is picked; below zero once it is passed.
+    left: Cell<isize>,
+    /// State of the generator.
+    random: Cell<u64>,
+    /// When the last byte was picked, and how often the interval is doubled.
+    picked: Cell<u64>,
+    doublings: Cell<u32>,
+}
+
+impl Countdown {
+    /// That of a cache through which nothing is allocated.
+    #[allow(clippy::declare_interior_mutable_const)] // copied into the sentinels
+    pub(crate) const NONE: Countdown =
+        Countdown { left: Cell::new(0), random: Cell::new(1), picked: Cell::new(0), doublings: Cell::new(0) };
+
+    /// A new countdown, the numbers of which are its own.
+    pub(crate) fn new() -> Countdown {
+        static COUNTDOWNS: AtomicU64 = AtomicU64::new(1);
+        let number = COUNTDOWNS.fetch_add(1, Relaxed);
+        // The address of the stack differs from run to run, if the system makes it random.
+        let mut seed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (&raw const number).addr() as u64;
+        // The bits of both are spread, as splitmix64 does.
+        seed = (seed ^ seed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        seed = (seed ^ seed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let countdown = Countdown { random: Cell::new(seed | 1), ..Countdown::NONE };
+        countdown.draw();
+        countdown
+    }
+
+    /// Counts bytes that are being allocated. True if one of them is picked.
+    #[inline(always)]
+    pub(crate) fn is_due(&self, bytes: usize) -> bool {
+        let left = self.left.get().wrapping_sub(bytes as isize);
+        self.left.set(left);
+        left < 0
+    }
+
+    /// Bytes from one that is picked to the next, on average, until the next is.
+    fn interval(&self) -> usize {
+        INTERVAL.load(Relaxed).saturating_mul(1 << self.doublings.get())
+    }
+
+    /// Draws the distance to the next byte that is picked.
+    fn draw(&self) {
+        let mut state = self.random.get();
+        // xorshift64*
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        self.random.set(state);
+        let uniform = (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64;
+        self.left.set((-(1.0 - uniform).ln() * self.interval() as f64) as isize);
+    }
+
+    /// Draws the next distance after a byte was picked. Returns the interval by which that one was.
+    fn next(&self) -> usize {
+        let interval = self.interval();
+        if YIELDS.load(Relaxed) {
+            let now = sys::nanoseconds();
+            let since = now - self.picked.replace(now).min(now);
+            let doublings = self.doublings.get();
+            if since < SOON {
+                self.doublings.set((doublings + 1).min(MOST_DOUBLINGS));
+            } else if since > 2 * SOON {
+                self.doublings.set(doublings.saturating_sub(1));
+            }
+        }
+        self.draw();
+        interval
+    }
+}
+
+/// Counts bytes that are being allocated on a slow path. True if one of them is picked. What a thread allocates when its
+/// cache is gone is not counted.
+pub(crate) fn is_due(heap: &'static Heap<BuildGeometry>, bytes: usize) -> bool {
+    thread_cache::current_or_made(heap, None).is_some_and(|cache| cache.countdown.is_due(bytes))
 }
 
 /// Does `work` while this thread samples nothing.
@@ -74,28 +154,12 @@ fn paused<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Draws the distance to the next byte that is picked. False if none was drawn before, so that nothing is due.
-fn draw() -> bool {
-    let state = RANDOM.get();
-    let was_drawn = state != 0;
-    // Each thread has a sequence of its own; the address of its state tells it from others.
-    let mut state = if was_drawn { state } else { RANDOM.with(|state| state.as_ptr().addr() as u64) | 1 };
-    // xorshift64*
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    RANDOM.set(state);
-    let uniform = (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64;
-    let distance = -(1.0 - uniform).ln() * INTERVAL.load(Relaxed) as f64;
-    LEFT.set(distance as isize);
-    was_drawn
-}
-
 /// Serves an allocation one of whose bytes is picked, and keeps its stack. `None` if that cannot be, or is not to be.
 #[cold]
 #[inline(never)]
 pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> Option<*mut u8> {
-    if PAUSED.get() || !draw() {
+    let interval = current().countdown.next();
+    if PAUSED.get() {
         return None;
     }
     paused(|| {
@@ -103,7 +167,7 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
         if run.is_null() {
             return None;
         }
-        if !keep(heap, run.addr(), layout.size()) {
+        if !keep(heap, run.addr(), layout.size(), interval) {
             heap.dealloc_run(run.addr(), None);
             return None;
         }
@@ -112,10 +176,10 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
 }
 
 /// Keeps the calling thread's stack for the run at `address`. False if there is no room.
-fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize) -> bool {
+fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize, interval: usize) -> bool {
     let Some(page) = heap.table().page_of(address) else { return false };
     let frames = stack();
-    SAMPLES.lock().add(heap.table().capacity(), page, Sample { address, size, frames })
+    SAMPLES.lock().add(heap.table().capacity(), page, Sample { address, size, interval, frames })
 }
 
 /// The calling thread's stack.
@@ -153,6 +217,7 @@ pub(crate) fn forget(address: usize) -> bool {
 }
 
 /// Takes note that the run at `old` has become one of `new_size` bytes at `new`.
+#[inline(never)]
 pub(crate) fn resized(old: usize, old_size: usize, new: usize, new_size: usize) {
     let Some(heap) = heap() else { return };
     let page_of = |address| heap.table().page_of(address);
@@ -163,9 +228,12 @@ pub(crate) fn resized(old: usize, old_size: usize, new: usize, new_size: usize) 
         {
             samples.add(heap.table().capacity(), page, Sample { address: new, size: new_size, ..sample });
         }
-    } else if is_due(new_size.saturating_sub(old_size)) && !PAUSED.get() && draw() {
-        // As if it had been allocated with that size: the bytes up to the old one were counted before.
-        paused(|| keep(heap, new, new_size));
+    } else if is_due(heap, new_size.saturating_sub(old_size)) {
+        let interval = current().countdown.next();
+        if !PAUSED.get() {
+            // As if it had been allocated with that size: the bytes up to the old one were counted before.
+            paused(|| keep(heap, new, new_size, interval));
+        }
     }
 }
 

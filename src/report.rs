@@ -150,7 +150,8 @@ impl fmt::Write for Path {
     }
 }
 
-/// Writes the heap as text and as a picture, to files that are not there yet, and says where on standard error.
+/// Writes the heap as text, as a document and as a picture, to files that are not there yet, and says where on standard
+/// error.
 fn dump_to_files() {
     const ALLOCATOR: PageAllocator = PageAllocator::new();
     let mut line = Line::new();
@@ -169,7 +170,11 @@ fn dump_to_files() {
         }
         Ok(())
     });
-    let picture = Path::of_dump(number, "html").and_then(|path| File::create(path.as_c_str()));
+    let beside = |extension| Path::of_dump(number, extension).and_then(|path| File::create(path.as_c_str()));
+    let (document, picture) = (beside("json"), beside("html"));
+    if let Some(document) = &document {
+        Out::print(Target::File(document), |out| ALLOCATOR.dump_json(out));
+    }
     if let Some(picture) = &picture {
         Out::print(Target::File(picture), |out| ALLOCATOR.dump_html(out));
     }
@@ -178,7 +183,12 @@ fn dump_to_files() {
         line,
         "page_memory_allocator: the heap is in {}{}",
         path.as_c_str().to_str().unwrap_or("a file"),
-        if picture.is_some() { ", and beside it as .html" } else { "" },
+        match (document, picture) {
+            (Some(_), Some(_)) => ", and beside it as .json and .html",
+            (Some(_), None) => ", and beside it as .json",
+            (None, Some(_)) => ", and beside it as .html",
+            (None, None) => "",
+        },
     );
     line.report();
 }

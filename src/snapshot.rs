@@ -55,8 +55,8 @@ impl Snapshot {
 
 /// What has changed between two snapshots of one heap. Growth is positive.
 ///
-/// [`Display`](fmt::Display) writes the parts of the resident size that changed, and the size classes that did, those
-/// with the most live bytes gained first.
+/// [`Display`](fmt::Display) writes by how much the resident size and the bytes handed out have changed, and a line for
+/// the runs and each size class that did, those with the most live bytes gained first.
 #[derive(Clone, Copy, Debug)]
 pub struct Difference {
     before: Stats,

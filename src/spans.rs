@@ -22,6 +22,8 @@ pub(crate) struct Span {
     pub(crate) state: PageState,
     /// The component that holds the pages.
     pub(crate) owner: ComponentIndex,
+    /// Of a whole run, bytes at its end that nobody asked for.
+    pub(crate) unasked: usize,
 }
 
 /// The spans of a heap, upward: each page is in exactly one.
@@ -65,16 +67,18 @@ impl<G: Geometry> Heap<G> {
                     let mut divided = table.divided(&mut bin, first);
                     let state = divided.state();
                     look(&mut divided);
-                    return Span { first, pages: PageCount(1), state, owner: self.component_of(tag) };
+                    let owner = self.component_of(tag);
+                    return Span { first, pages: PageCount(1), state, owner, unasked: 0 };
                 }
                 continue;
             }
             let runs = self.runs();
             let Some(state) = table.undivided_state(&runs, first) else { continue };
-            let mut owner = ComponentIndex::NONE;
+            let (mut owner, mut unasked) = (ComponentIndex::NONE, 0);
             let pages = match state {
                 PageState::MultiHead { run } => {
                     owner = table.owner(&runs, first);
+                    unasked = self.unasked(&runs, first);
                     run
                 }
                 PageState::Free => {
@@ -89,7 +93,7 @@ impl<G: Geometry> Heap<G> {
                 }
                 _ => PageCount(1),
             };
-            return Span { first, pages, state, owner };
+            return Span { first, pages, state, owner, unasked };
         }
     }
 }

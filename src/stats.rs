@@ -79,9 +79,9 @@ impl ClassStats {
         self.live_blocks * self.block
     }
 
-    /// The least that the live blocks were asked for with, in bytes. Nothing remembers what was asked for; but a
-    /// smaller class serves all that fits it, so every request was, rounded up to its alignment, longer than a block
-    /// of that. The most is [`live_bytes`](Self::live_bytes).
+    /// The least that the live blocks were asked for with, in bytes. Nothing remembers what a block was asked for with;
+    /// but a smaller class serves all that fits it, so every request was, rounded up to its alignment, longer than a
+    /// block of that. The most is [`live_bytes`](Self::live_bytes).
     pub const fn least_asked_bytes(&self) -> usize {
         self.live_blocks * (self.smaller_block + 1)
     }
@@ -109,9 +109,8 @@ pub struct RunStats {
     pub pages: PageCount,
     /// Bytes handed out: those of the pages.
     pub live_bytes: usize,
-    /// The least that they were asked for with, in bytes, rounded up to the alignment: each needed its last page, and
-    /// was too long for a block. The most is [`live_bytes`](Self::live_bytes).
-    pub least_asked_bytes: usize,
+    /// Bytes asked for: the page table has them of each run.
+    pub asked_bytes: usize,
     /// Resident bytes.
     pub resident_bytes: usize,
 }
@@ -192,9 +191,10 @@ impl Stats {
         self.summary.live_bytes
     }
 
-    /// The least that the program asked for, in bytes: see [`ClassStats::least_asked_bytes`].
+    /// The least that the program asked for, in bytes: what it did for runs, and the least for blocks, of which see
+    /// [`ClassStats::least_asked_bytes`].
     pub fn least_asked_bytes(&self) -> usize {
-        self.classes().iter().map(ClassStats::least_asked_bytes).sum::<usize>() + self.runs.least_asked_bytes
+        self.classes().iter().map(ClassStats::least_asked_bytes).sum::<usize>() + self.runs.asked_bytes
     }
 
     /// The figures of a heap before its pages are counted.
@@ -239,12 +239,10 @@ impl Stats {
             PageState::MultiHead { .. } | PageState::MultiTail => {
                 let head = span.span.state != PageState::MultiTail;
                 let bytes = span.span.pages.get() * page_size;
-                let largest_block = self.classes[..self.class_count].last().map_or(0, |class| class.block);
                 self.runs.runs += usize::from(head);
                 self.runs.pages.0 += span.span.pages.0;
                 self.runs.live_bytes += bytes;
-                self.runs.least_asked_bytes +=
-                    if head { (bytes - page_size).max(largest_block) + 1 } else { bytes };
+                self.runs.asked_bytes += bytes - span.span.unasked;
                 self.runs.resident_bytes += span.resident;
             }
         }

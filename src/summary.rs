@@ -181,10 +181,11 @@ mod tests {
     fn a_tail_that_is_seen_apart_from_its_head_is_no_run_of_its_own() {
         let mut summary = Summary::of_pages(4096);
         let run = PageCount(2);
-        let owner = ComponentIndex::NONE;
-        summary.add(&Span { first: PageIndex(5), pages: run, state: PageState::MultiHead { run }, owner });
+        let (owner, unasked) = (ComponentIndex::NONE, 0);
+        let head = PageState::MultiHead { run };
+        summary.add(&Span { first: PageIndex(5), pages: run, state: head, owner, unasked });
         let state = PageState::MultiTail;
-        summary.add(&Span { first: PageIndex(7), pages: PageCount(1), state, owner });
+        summary.add(&Span { first: PageIndex(7), pages: PageCount(1), state, owner, unasked });
         assert_eq!((summary.multi_pages, summary.live_runs), (PageCount(3), 1));
         assert_eq!(summary.live_bytes, 3 * 4096);
     }

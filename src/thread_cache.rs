@@ -26,6 +26,7 @@ use crate::ledger::MOST_COMPONENTS;
 use crate::lock::{Lock, Once};
 use crate::metadata;
 use crate::page_table::Tag;
+use crate::profile::Countdown;
 use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
 use crate::sys;
 use crate::tls;
@@ -116,6 +117,8 @@ pub(crate) struct ThreadCache {
     base: usize,
     pages: usize,
     tags: *const AtomicU16,
+    /// To the next byte that the profile samples.
+    pub(crate) countdown: Countdown,
     /// The tag of each class in the cache's shard.
     expected: [Tag; CLASS_COUNT],
     /// What the tags of the cache's shard have beside the class.
@@ -151,6 +154,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     base: 0,
     pages: 0,
     tags: ptr::null(),
+    countdown: Countdown::NONE,
     expected: [Tag::NONE; CLASS_COUNT],
     shard_bits: 0,
     local: Stacks::NONE,
@@ -812,6 +816,7 @@ impl Registry {
                 base: table.base(),
                 pages: table.capacity().get(),
                 tags: table.tags(),
+                countdown: Countdown::new(),
                 expected: core::array::from_fn(|class| match class {
                     0 => Tag::NONE,
                     class => Tag::new(shard, ClassIndex(class as u8)),

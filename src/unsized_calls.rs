@@ -76,9 +76,10 @@ impl PageAllocator {
     /// [`malloc`](Self::malloc) for as long as the calling thread's cache has such a block; null if it has none.
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
-        let block = class_of(size).map_or(ptr::null_mut(), |class| current().pop(class));
+        let cache = current();
+        let block = class_of(size).map_or(ptr::null_mut(), |class| cache.pop(class));
         if !block.is_null()
-            && profile::is_due(size)
+            && cache.countdown.is_due(size)
             && let Some(layout) = layout_of(size)
         {
             return alloc_sampled(layout, block);

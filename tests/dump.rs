@@ -240,12 +240,12 @@ fn the_classes_that_have_pages_are_listed_and_the_runs() {
         // SAFETY: the block is that long.
         unsafe { alloc(&heap, size).write_bytes(1, size) };
     }
-    alloc(&heap, 3 * PAGE);
+    alloc(&heap, 3 * PAGE - 1000);
     let lines = lines_of(&heap, View::Classes);
     let columns = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
-    assert_eq!(columns(&lines[2]), "128 1 2 256 B 0 B 3.7 KiB 4.0 KiB 256 B");
-    assert_eq!(columns(&lines[3]), "2048 1 1 2.0 KiB 0 B 2.0 KiB 4.0 KiB 2.0 KiB");
-    assert_eq!(columns(&lines[4]), "runs 3 1 12.0 KiB 0 B 0 B 0 B 0 B");
+    assert_eq!(columns(&lines[2]), "128 1 2 256 B >= 130 B 0 B 3.7 KiB 4.0 KiB 256 B");
+    assert_eq!(columns(&lines[3]), "2048 1 1 2.0 KiB >= 1.0 KiB 0 B 2.0 KiB 4.0 KiB 2.0 KiB");
+    assert_eq!(columns(&lines[4]), "runs 3 1 12.0 KiB 11.0 KiB 0 B 0 B 0 B 0 B");
     assert_eq!(lines.len(), 6);
 }
 
@@ -323,7 +323,13 @@ fn nothing_is_allocated_for_a_dump_or_a_summary() {
         assert_eq!(calls_in(|| heap.dump_with(options, &mut sink).unwrap()), 0);
     }
     assert_eq!(calls_in(|| HEAP.dump_json(&mut sink).unwrap()), 0);
+    assert_eq!(calls_in(|| HEAP.dump_html(&mut sink).unwrap()), 0);
+    assert_eq!(calls_in(|| heap.dump_html(&mut sink).unwrap()), 0);
+    assert_eq!(calls_in(|| write!(sink, "{}", hint::black_box(HEAP.stats())).unwrap()), 0);
+    assert_eq!(calls_in(|| drop(hint::black_box(heap.stats()))), 0);
     let before = HEAP.snapshot();
+    assert_eq!(calls_in(|| HEAP.dump_json_since(&before, &mut sink).unwrap()), 0);
+    assert_eq!(calls_in(|| HEAP.dump_html_since(&before, &mut sink).unwrap()), 0);
     assert_eq!(calls_in(|| write!(sink, "{}", HEAP.snapshot().diff(&before)).unwrap()), 0);
     assert_eq!(calls_in(|| drop(hint::black_box(Box::new(1)))), 2, "calls are counted");
 }

@@ -2,16 +2,25 @@
 
 use page_memory_allocator::page_table::PageState;
 use page_memory_allocator::units::PageIndex;
-use page_memory_allocator::{Heap, PageAllocator, Stats};
+use page_memory_allocator::{Component, Heap, PageAllocator, Stats};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
+use std::fs;
 
+#[path = "common/child.rs"]
+mod child;
 #[path = "common/filled.rs"]
 mod filled;
+use child::{in_child, text};
 use filled::filled;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
+
+/// Names of the columns of spans.
+const COLUMNS: [&str; 8] =
+    ["first", "pages", "state", "block", "live_blocks", "free_blocks", "resident_bytes", "component"];
 
 fn json_of(heap: &Heap) -> Value {
     let mut text = String::new();
@@ -25,8 +34,7 @@ fn number(value: &Value) -> usize {
 
 /// Asserts that the spans cover the pages from 0 in order, each once, with the state that the table has for it.
 fn assert_spans_agree_with_the_table(document: &Value, heap: &Heap) {
-    let columns = ["first", "pages", "state", "block", "live_blocks", "free_blocks", "resident_bytes"];
-    assert_eq!(document["columns"], serde_json::json!(columns));
+    assert_eq!(document["columns"], serde_json::json!(COLUMNS));
     let mut next = 0;
     for span in document["spans"].as_array().unwrap() {
         let (first, pages) = (number(&span[0]), number(&span[1]));
@@ -49,6 +57,7 @@ fn assert_spans_agree_with_the_table(document: &Value, heap: &Heap) {
         }
         assert_eq!((number(&span[3]), number(&span[4]), number(&span[5])), (block, live, free), "{span}");
         assert!(number(&span[6]) <= pages * heap.page_size(), "{span}");
+        assert_eq!(span[7], Value::Null, "a heap of one's own knows no components");
         next = first + pages;
     }
     assert_eq!(next, heap.pages().get());
@@ -91,6 +100,7 @@ fn assert_sums_agree_with_the_spans(document: &Value) {
 fn assert_agrees_with_stats(document: &Value, stats: &Stats) {
     assert_eq!(number(&document["summary"]["live_bytes"]), stats.live_bytes());
     assert_eq!(number(&document["summary"]["least_asked_bytes"]), stats.least_asked_bytes());
+    assert_eq!(number(&document["runs"]["asked_bytes"]), stats.runs.asked_bytes);
     assert_eq!(number(&document["resident"]["live_block_bytes"]), stats.resident.live_block_bytes);
     assert_eq!(number(&document["resident"]["free_page_bytes"]), stats.resident.free_page_bytes);
     let classes: Vec<_> = stats.classes().iter().filter(|class| class.pages.get() > 0).collect();
@@ -134,6 +144,110 @@ fn the_process_heap_is_a_document_that_adds_up() {
     assert_sums_agree_with_the_spans(&document);
     assert!(number(&document["summary"]["live_blocks"]) >= held.len());
     assert_eq!(number(&document["heap"]["pages"]), HEAP.summary().reserved_bytes / HEAP.summary().page_size);
+}
+
+/// Names that JSON, or a page that holds it, would take for something else.
+static PARTS: [Component; 3] =
+    [Component::new("a \"quoted\" \\ part"), Component::new("</script>"), Component::new("lines\n\tof two")];
+
+fn process_document() -> Value {
+    let mut text = String::new();
+    HEAP.dump_json(&mut text).unwrap();
+    serde_json::from_str(&text).expect("the document is JSON")
+}
+
+/// Runs `body` where no other test does.
+fn alone<F: FnOnce()>(body: F) {
+    let output = in_child(|_| (), body);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
+fn the_spans_of_a_component_add_up_to_its_pages_and_its_name_is_what_it_was_called() {
+    alone(|| {
+        let held: Vec<Vec<Vec<u8>>> = (PARTS.iter().zip(1..))
+            .map(|(part, turns)| {
+                part.enter(|| {
+                    (0..turns * 300).map(|n| vec![1; n % 7 * 400 + n % 100 / 99 * 300_000]).collect()
+                })
+            })
+            .collect();
+        let document = process_document();
+        assert_sums_agree_with_the_spans(&document);
+        let components = document["components"].as_array().unwrap();
+        let names: Vec<_> = components.iter().map(|component| component["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["a \"quoted\" \\ part", "</script>", "lines\n\tof two"]);
+        let spans = document["spans"].as_array().unwrap();
+        for (index, component) in components.iter().enumerate() {
+            let pages = |state: &str| -> usize {
+                let own = spans.iter().filter(|span| span[7] == index && span[2] == state);
+                own.map(|span| number(&span[1])).sum()
+            };
+            assert!(pages("divided") > 0 && pages("multi") > 0 && pages("free") == 0);
+            assert_eq!(pages("divided"), number(&component["divided_pages"]), "{component}");
+            assert_eq!(pages("multi"), number(&component["multi_pages"]), "{component}");
+        }
+        drop(held);
+    });
+}
+
+#[test]
+fn the_document_since_a_snapshot_has_the_figures_of_both() {
+    let heap = filled(8, 4096);
+    let before = heap.snapshot();
+    let layout = std::alloc::Layout::new::<[u8; 512]>();
+    assert!((0..2).all(|_| !heap.alloc(layout).is_null()));
+    let mut text = String::new();
+    heap.dump_json_since(&before, &mut text).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_agrees_with_stats(&document["before"], before.stats());
+    assert_agrees_with_stats(&document, &heap.stats());
+    let live = |of: &Value| number(&of["summary"]["live_blocks"]);
+    assert_eq!(live(&document), live(&document["before"]) + 2);
+
+    let before = HEAP.snapshot();
+    let mut text = String::new();
+    HEAP.dump_json_since(&before, &mut text).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_agrees_with_stats(&document["before"], before.stats());
+    assert_sums_agree_with_the_spans(&document);
+}
+
+/// Adds the names of all members of `value`, and of the objects in it.
+fn names_in(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(members) => {
+            for (name, value) in members {
+                names.insert(name.clone());
+                names_in(value, names);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| names_in(value, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_member_of_a_document_is_described() {
+    alone(|| {
+        let held = PARTS[0].enter(|| vec![1u8; 100]);
+        let mut text = String::new();
+        HEAP.dump_json_since(&HEAP.snapshot(), &mut text).unwrap();
+        let mut names: BTreeSet<String> = COLUMNS.iter().map(|&name| name.to_owned()).collect();
+        names_in(&serde_json::from_str(&text).unwrap(), &mut names);
+        let described = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+        let in_heap = ["start", "page_size", "os_page_size", "pages"];
+        for name in &names {
+            let own = format!("`{name}`");
+            let of_heap = in_heap.contains(&name.as_str()).then(|| format!("`heap.{name}`"));
+            assert!(
+                described.contains(&own) || of_heap.is_some_and(|name| described.contains(&name)),
+                "{name} is not in docs/json.md"
+            );
+        }
+        assert!(names.len() > 50, "{names:?}");
+        drop(held);
+    });
 }
 
 /// Has room for so many bytes.

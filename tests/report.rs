@@ -76,15 +76,15 @@ fn signal() {
 }
 
 /// The dump of that number of this process, once it is there as a whole.
-fn dump(number: u32) -> (String, String) {
+fn dump(number: u32) -> (String, String, String) {
     let directory = std::env::var_os(DIRECTORY).unwrap();
     let path = Path::new(&directory).join(format!("pma-{}-{number}", process::id()));
     let start = Instant::now();
     loop {
         let of_kind = |extension| fs::read_to_string(path.with_extension(extension)).unwrap_or_default();
-        let (text, page) = (of_kind("txt"), of_kind("html"));
+        let (text, document, page) = (of_kind("txt"), of_kind("json"), of_kind("html"));
         if page.ends_with("</html>\n") {
-            return (text, page);
+            return (text, document, page);
         }
         assert!(start.elapsed() < Duration::from_secs(60), "no dump in {}", path.display());
         thread::sleep(Duration::from_millis(5));
@@ -102,11 +102,13 @@ fn a_signal_has_the_heap_dumped_to_files() {
             let run = vec![1u8; 10 << 20];
             for number in 1..3 {
                 signal();
-                let (text, page) = dump(number);
+                let (text, document, page) = dump(number);
                 assert!(text.starts_with("Resident size:"), "{text}");
                 assert!(text.contains("Size Classes") && text.contains("Worst Pages"), "{text}");
                 assert!(text.contains(".Status: Multi;"), "{text}");
                 assert!(page.starts_with("<!doctype html>"));
+                let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+                assert!(document["runs"]["asked_bytes"].as_u64() >= Some(10 << 20), "{}", document["runs"]);
             }
             black_box(run);
         },

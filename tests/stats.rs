@@ -4,6 +4,8 @@ use page_memory_allocator::{Heap, HeapOptions, PageAllocator, SizeClasses, Stats
 use std::alloc::Layout;
 use std::fs;
 use std::hint::black_box;
+use std::sync::Barrier;
+use std::thread;
 
 #[path = "common/child.rs"]
 mod child;
@@ -57,6 +59,8 @@ fn checked_stats() -> Stats {
         + parts.other_bytes;
     assert_eq!(sum, parts.process_bytes);
     let (all, unnamed) = resident_size();
+    let difference = parts.process_bytes.abs_diff(all) as f64 / all as f64;
+    println!("{} KiB, {:.3} % from what the system says", parts.process_bytes >> 10, 100.0 * difference);
     assert_near("the process", parts.process_bytes, all);
     // Threads' stacks and the C library have a little memory without a name, too.
     let own = parts.own_bytes();
@@ -110,6 +114,106 @@ fn the_parts_of_the_resident_size_add_up_to_what_the_system_says() {
         assert!(freed.resident.free_page_bytes <= freed.free.resident_pages.get() * freed.summary.page_size);
         black_box((zeros, blocks));
     });
+}
+
+#[test]
+fn the_parts_add_up_with_the_caches_of_several_threads() {
+    alone(|| {
+        const THREADS: usize = 4;
+        // All are at rest while the parts are looked at.
+        let (ready, seen) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (ready, seen) = (&ready, &seen);
+                scope.spawn(move || {
+                    let mut held: Vec<Vec<u8>> = Vec::new();
+                    for round in 1..4 {
+                        held.extend((0..round * 3000).map(|n| vec![1; (n * 37 + thread * 11) % 3000]));
+                        held.extend((0..round * 5).map(|n| vec![1; 50_000 + n * 1000]));
+                        let mut at = 0;
+                        held.retain(|_| {
+                            at += 1;
+                            at % 3 != 0
+                        });
+                        ready.wait();
+                        seen.wait();
+                    }
+                });
+            }
+            for _ in 1..4 {
+                ready.wait();
+                let stats = checked_stats();
+                assert!(stats.resident.cached_block_bytes > 0 && stats.resident.live_block_bytes > 0);
+                seen.wait();
+            }
+        });
+        checked_stats();
+    });
+}
+
+#[test]
+fn the_parts_add_up_with_guarded_blocks() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_GUARD_SAMPLE", "20");
+        },
+        || {
+            let held: Vec<Vec<u8>> = (0..3000).map(|size| vec![1; size]).collect();
+            let stats = checked_stats();
+            assert!(stats.guarded.live_blocks > 10 && stats.resident.guarded_bytes > 0, "{stats}");
+            assert!(stats.guarded.live_bytes <= stats.resident.guarded_bytes);
+            black_box(held);
+        },
+    );
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
+fn what_runs_were_asked_for_with_is_known_to_the_byte() {
+    alone(|| {
+        let asked = || HEAP.stats().runs.asked_bytes;
+        let none = asked();
+        let sizes = [40_001, 100_000, 65_536, 65_537, 3 * MIB + 7];
+        let mut runs = sizes.map(|size| vec![1u8; size]);
+        let expected = |runs: &[Vec<u8>]| runs.iter().map(Vec::capacity).sum::<usize>();
+        assert_eq!(asked() - none, sizes.iter().sum());
+        // Longer, where they stand or elsewhere; then shorter.
+        for size in [150_001, 2 * MIB + 1] {
+            runs.iter_mut().for_each(|run| run.reserve_exact(size));
+            assert_eq!(asked() - none, expected(&runs));
+        }
+        for size in [2 * MIB - 1, 65_536, 40_000] {
+            runs.iter_mut().for_each(|run| {
+                run.truncate(size);
+                run.shrink_to(size);
+            });
+            assert_eq!(asked() - none, expected(&runs));
+        }
+        assert!(expected(&runs) < 5 * 65_536);
+        drop(runs);
+        assert_eq!(asked(), none);
+    });
+}
+
+/// Sampled blocks are runs of their own.
+#[cfg(feature = "profile")]
+#[test]
+fn what_sampled_blocks_were_asked_for_with_is_known_to_the_byte() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_PROFILE_BYTES", "1");
+        },
+        || {
+            let mut blocks: Vec<Box<[u8; 100]>> = Vec::with_capacity(300);
+            let before = HEAP.stats();
+            blocks.extend((0..300).map(|_| Box::new([1; 100])));
+            let after = HEAP.stats();
+            assert_eq!(after.runs.runs - before.runs.runs, 300);
+            assert_eq!(after.runs.asked_bytes - before.runs.asked_bytes, 300 * 100);
+            black_box(blocks);
+        },
+    );
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
 #[test]
@@ -198,7 +302,7 @@ fn an_os_page_is_shared_out_among_the_blocks_that_lie_in_it() {
     assert_eq!((class.live_bytes(), class.least_asked_bytes()), (60 * 1024, 60 * 513));
     assert_eq!(stats.resident.live_block_bytes, 6 * 1024);
     assert_eq!((stats.runs.runs, stats.runs.live_bytes, stats.runs.resident_bytes), (1, 3 * PAGE, PAGE / 2));
-    assert_eq!(stats.runs.least_asked_bytes, 2 * PAGE + 1);
+    assert_eq!(stats.runs.asked_bytes, 3 * PAGE);
     assert_eq!(stats.summary, heap.summary());
 
     // Freed, the pages are free: those with something in them are resident, unless they were purged.

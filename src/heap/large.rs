@@ -108,6 +108,11 @@ impl<G: Geometry> Heap<G> {
         self.without_guard(count).bytes(self.geometry().page_shift()) - layout.size().max(1)
     }
 
+    /// Bytes at the end of the run at `head` that nobody asked for, a guard among them.
+    pub(crate) fn unasked(&self, runs: &Runs, head: PageIndex) -> usize {
+        self.table.multi_tail(runs, head) + self.guards() as usize * self.page_size()
+    }
+
     /// Of `count` pages of a run, those that can be used.
     pub(super) fn without_guard(&self, count: PageCount) -> PageCount {
         PageCount(count.0 - self.guards())

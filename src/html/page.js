@@ -47,6 +47,8 @@ const spanOf = page => {
   return low;
 };
 const classes = heap.classes;
+const components = heap.components;
+const ownerOf = n => spans[n][7];
 const rank = new Map(classes.map((c, n) => [c.block, classes.length > 1 ? n / (classes.length - 1) : 0.5]));
 
 // Colours, as [red, green, blue].
@@ -55,6 +57,9 @@ const rgb = text => [1, 3, 5].map(i => parseInt(text.slice(i, i + 2), 16));
 const css = c => `rgb(${c[0] | 0},${c[1] | 0},${c[2] | 0})`;
 const mix = (a, b, t) => a.map((v, i) => v + (b[i] - v) * t);
 const CLASS_RAMP = ["#3d5bd9", "#2b8fd6", "#1fa99a", "#5fb04a", "#d6a521", "#e0702d", "#cf3f62"].map(rgb);
+const COMPONENTS = ["#e0702d", "#2b8fd6", "#5fb04a", "#cf3f62", "#7c4ddb", "#1fa99a", "#d6a521", "#b0578f"].map(rgb);
+// Beyond the first eight, the same again with more of the ground in them.
+const componentColour = c => mix(COMPONENTS[c % 8], paint.card, Math.min(Math.floor(c / 8) * 0.3, 0.6));
 const along = (ramp, t) => {
   const x = Math.min(Math.max(t, 0), 1) * (ramp.length - 1), n = Math.min(Math.floor(x), ramp.length - 2);
   return mix(ramp[n], ramp[n + 1], x - n);
@@ -62,7 +67,7 @@ const along = (ramp, t) => {
 const readPaint = () => {
   const style = getComputedStyle(document.documentElement);
   paint = {};
-  for (const name of ["card", "ink", "untouched", "free-page", "live-block", "free-block", "live-run", "hot", "warm", "cool"])
+  for (const name of ["card", "ink", "untouched", "free-page", "live-block", "free-block", "live-run", "other", "hot", "warm", "cool"])
     paint[name] = rgb(style.getPropertyValue(`--${name}`).trim());
 };
 const classColour = block => along(CLASS_RAMP, rank.get(block) ?? 0);
@@ -75,6 +80,7 @@ const colourOf = n => {
     const part = span[6] / (span[1] * PAGE);
     colour = part > 0 ? mix(mix(paint.untouched, paint["live-run"], 0.3), paint["live-run"], part) : paint.untouched;
   } else if (k < 2) colour = k && mode === "state" ? paint["free-page"] : k ? mix(paint.untouched, paint["free-page"], 0.35) : paint.untouched;
+  else if (mode === "component") colour = ownerOf(n) === null ? mix(paint.other, paint.card, 0.4) : componentColour(ownerOf(n));
   else if (mode === "fullness") colour = along([paint.hot, paint.warm, paint.cool], fullness(n));
   else if (k === 3) colour = mode === "class" ? mix(paint["live-run"], paint.card, 0.35) : paint["live-run"];
   else if (mode === "class") colour = classColour(span[3]);
@@ -161,6 +167,7 @@ const zoom = (by, event) => {
 const details = page => {
   const n = spanOf(page), span = spans[n], [from, pages, , block, live, free, resident] = span, k = kind[n];
   const list = [["Address", `0x${(START + BigInt(page) * BigInt(PAGE)).toString(16)}`]];
+  if (ownerOf(n) !== null) list.push(["Component", components[ownerOf(n)].name]);
   if (k === 2) {
     list.push(["Block", bytes(block)], ["Live blocks", `${count(live / pages)} of ${count((live + free) / pages)}`],
       ["Fullness", share(live, live + free)], ["Resident", pages === 1 ? bytes(resident) : `${bytes(resident)} in ${plural(pages, "page")}`]);
@@ -181,13 +188,17 @@ const choose = page => {
 const tell = event => {
   const page = pageAt(event), tip = at("tip");
   if (page !== hovered && page >= 0) {
-    const { pages } = levels[level], last = Math.min(page + pages, SHOWN) - 1, there = {};
+    const { pages } = levels[level], last = Math.min(page + pages, SHOWN) - 1, there = {}, owned = {};
     tip.textContent = "";
     if (pages > 1 && spanOf(page) !== spanOf(last)) {
-      for (let n = spanOf(page); n < length && first[n] <= last; n++)
-        there[kind[n]] = (there[kind[n]] || 0) + Math.min(first[n + 1], last + 1) - Math.max(first[n], page);
+      for (let n = spanOf(page); n < length && first[n] <= last; n++) {
+        const inside = Math.min(first[n + 1], last + 1) - Math.max(first[n], page);
+        there[kind[n]] = (there[kind[n]] || 0) + inside;
+        if (ownerOf(n) !== null) owned[ownerOf(n)] = (owned[ownerOf(n)] || 0) + inside;
+      }
       tip.append(make("b", "", `Pages ${count(page)} to ${count(last)}`));
       for (const k in there) tip.append(make("div", "", `${NAMES[k]}: ${plural(there[k], "page")}`));
+      for (const c in owned) tip.append(make("div", "", `Component ${components[c].name}: ${plural(owned[c], "page")}`));
     } else {
       const { title, list } = details(page);
       tip.append(make("b", "", title));
@@ -204,7 +215,7 @@ const tell = event => {
 // The resident size and its parts.
 const PARTS = [["live_block_bytes", "Live blocks", "--live-block"], ["live_run_bytes", "Live runs", "--live-run"],
   ["cached_block_bytes", "In thread caches", "--cached"], ["free_block_bytes", "Free blocks", "--free-block"],
-  ["tail_bytes", "Page tails", "--tail"], ["free_page_bytes", "Free pages", "--free-page"],
+  ["tail_bytes", "Page tails", "--tail"], ["free_page_bytes", "Free pages", "--free-page"], ["guarded_bytes", "Guarded blocks", "--guarded"],
   ["table_bytes", "Page table", "--table"], ["cache_bytes", "Thread caches", "--cache"], ["other_bytes", "All else", "--other"]];
 const changeOf = (now, then, show) => {
   const change = now - then;
@@ -244,6 +255,21 @@ const showLegend = () => {
   if (mode === "class" && classes.length) ramp(CLASS_RAMP, bytes(classes[0].block), bytes(classes[classes.length - 1].block));
   if (mode === "fullness") ramp([paint.hot, paint.warm, paint.cool], "few live blocks", "full");
   if (mode === "resident") ramp([mix(paint.untouched, paint["live-run"], 0.3), paint["live-run"]], "little resident", "all");
+  if (mode === "component") {
+    const owners = new Map([[null, 0], ...components.map((_, c) => [c, 0])]);
+    for (let n = 0; n < length; n++) if (kind[n] > 1) owners.set(ownerOf(n), owners.get(ownerOf(n)) + spans[n][1]);
+    for (const [owner, pages] of owners) {
+      const line = make("div", "part"), dot = make("i", "dot"), text = make("div");
+      dot.style.background = css(owner === null ? mix(paint.other, paint.card, 0.4) : componentColour(owner));
+      line.dataset.owner = owner === null ? "" : owner; line.dataset.owned = pages;
+      text.append(make("b", "", owner === null ? "No component" : components[owner].name), make("span", "", `${plural(pages, "page")} · ${bytes(pages * PAGE)}`));
+      line.append(dot, text);
+      line.onmouseenter = () => { focus = n => kind[n] > 1 && ownerOf(n) === owner; draw(); };
+      line.onmouseleave = () => { focus = null; draw(); };
+      legend.append(line);
+    }
+    return;
+  }
   for (const k of [2, 3, 1, 0]) {
     const sum = sums[k], line = make("div", "part"), dot = make("i", "dot"), text = make("div");
     const pages = k ? sum.pages : sum.pages - (heap.heap.pages - SHOWN);
@@ -262,9 +288,9 @@ const showLegend = () => {
 
 let order = ["block", 1];
 const showClasses = () => {
-  const list = classes.map(c => ({ ...c, name: bytes(c.block) }));
+  const list = classes.map(c => ({ ...c, name: bytes(c.block), asked_bytes: c.least_asked_bytes }));
   const { runs } = heap;
-  if (runs.runs) list.push({ name: "Runs", block: Infinity, pages: runs.pages, live_blocks: runs.runs, cached_blocks: 0, free_blocks: 0, live_bytes: runs.live_bytes, resident_bytes: runs.resident_bytes });
+  if (runs.runs) list.push({ name: "Runs", block: Infinity, pages: runs.pages, live_blocks: runs.runs, cached_blocks: 0, free_blocks: 0, live_bytes: runs.live_bytes, asked_bytes: runs.asked_bytes, resident_bytes: runs.resident_bytes });
   list.sort((a, b) => (a[order[0]] - b[order[0]]) * order[1]);
   at("rows").textContent = "";
   for (const c of list) {
@@ -278,8 +304,11 @@ const showClasses = () => {
       strip.append(piece);
     }
     use.append(strip);
-    Object.assign(row.dataset, { block: run ? 0 : c.block, pages: c.pages, live: c.live_blocks, resident: c.resident_bytes });
-    row.append(name, ...[count(c.pages), count(c.live_blocks), bytes(c.live_bytes), count(c.cached_blocks), count(c.free_blocks), bytes(c.resident_bytes)].map(text => make("td", "", text)), use);
+    Object.assign(row.dataset, { block: run ? 0 : c.block, pages: c.pages, live: c.live_blocks, asked: c.asked_bytes, resident: c.resident_bytes });
+    const asked = make("td", run ? "" : "least", bytes(c.asked_bytes));
+    asked.title = run ? "All runs together" : "A smaller block would have served less than that";
+    row.append(name, ...[count(c.pages), count(c.live_blocks), bytes(c.live_bytes)].map(text => make("td", "", text)), asked,
+      ...[count(c.cached_blocks), count(c.free_blocks), bytes(c.resident_bytes)].map(text => make("td", "", text)), use);
     row.onmouseenter = () => { focus = n => run ? kind[n] === 3 : kind[n] === 2 && spans[n][3] === c.block; draw(); };
     row.onmouseleave = () => { focus = null; draw(); };
     at("rows").append(row);
@@ -289,17 +318,22 @@ const showClasses = () => {
 };
 
 const showComponents = () => {
-  at("parts-of-the-program").hidden = !heap.components.length;
-  for (const c of heap.components) {
-    const row = make("tr"), use = make("td", "use"), strip = make("div"), piece = make("i");
+  at("parts-of-the-program").hidden = !components.length;
+  if (!components.length) at("by-component").remove();
+  components.forEach((c, index) => {
+    const row = make("tr"), name = make("td"), dot = make("i", "dot"), use = make("td", "use"), strip = make("div"), piece = make("i");
     const part = c.limit_bytes === null ? 0 : Math.min(1, c.held_bytes / Math.max(1, c.limit_bytes));
     piece.style.cssText = `width:${100 * part}%;background:var(--live-block)`;
     strip.append(piece);
     use.append(strip);
+    dot.style.background = css(componentColour(index));
+    name.append(dot, c.name);
     row.dataset.live = c.live_bytes;
-    row.append(...[c.name, bytes(c.live_bytes), bytes(c.cached_bytes), bytes(c.peak_bytes), count(c.divided_pages + c.multi_pages), c.limit_bytes === null ? "none" : bytes(c.limit_bytes)].map(text => make("td", "", text)), use);
+    row.onmouseenter = () => { focus = n => ownerOf(n) === index; draw(); };
+    row.onmouseleave = () => { focus = null; draw(); };
+    row.append(name, ...[bytes(c.live_bytes), bytes(c.cached_bytes), bytes(c.peak_bytes), count(c.divided_pages + c.multi_pages), c.limit_bytes === null ? "none" : bytes(c.limit_bytes)].map(text => make("td", "", text)), use);
     at("components").append(row);
-  }
+  });
 };
 
 const showChanges = () => {

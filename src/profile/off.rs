@@ -6,8 +6,23 @@ use core::alloc::Layout;
 
 pub(crate) fn start() {}
 
+pub(crate) struct Countdown;
+
+impl Countdown {
+    pub(crate) const NONE: Countdown = Countdown;
+
+    pub(crate) fn new() -> Countdown {
+        Countdown
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_due(&self, _: usize) -> bool {
+        false
+    }
+}
+
 #[inline(always)]
-pub(crate) fn is_due(_: usize) -> bool {
+pub(crate) fn is_due(_: &'static Heap<BuildGeometry>, _: usize) -> bool {
     false
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Sample {
     pub(super) address: usize,
     /// Bytes asked for.
     pub(super) size: usize,
+    /// Bytes from one that was picked to the next, on average, when this one was.
+    pub(super) interval: usize,
     pub(super) frames: Frames,
 }
 
@@ -195,7 +197,7 @@ mod tests {
                     assert!(samples.add(
                         PageCount(3000),
                         page,
-                        Sample { address, size: turn, frames: [0; MOST_FRAMES] }
+                        Sample { address, size: turn, interval: 1, frames: [0; MOST_FRAMES] }
                     ));
                     model.insert(address, turn);
                 }

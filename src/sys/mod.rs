@@ -191,6 +191,15 @@ pub(crate) fn sleep(nanoseconds: u64) {
     unsafe { libc::nanosleep(&time, ptr::null_mut()) };
 }
 
+/// Nanoseconds on a clock that never goes back.
+#[cfg(feature = "profile")]
+pub(crate) fn nanoseconds() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is written. The clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// Milliseconds on a clock that never goes back, to the nearest few. It is read without a system call.
 pub(crate) fn milliseconds() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
