@@ -208,8 +208,15 @@ pub struct PageTable<G> {
     words_per_page: usize,
     headers: NonNull<Header>,
     tags: NonNull<AtomicU16>,
+    /// The bitmaps of pages of which no more blocks were ever in use than have bits in [`SHORT_WORDS`].
+    short_bitmaps: NonNull<u64>,
+    /// Those of the others.
     bitmaps: NonNull<u64>,
 }
+
+/// Words of a short bitmap. These lie close together: where there are many pages with few blocks in use, as with many
+/// components, bitmaps with room for the smallest blocks would have an OS page of memory for every four pages.
+const SHORT_WORDS: usize = 16;
 
 // SAFETY: the pointers lead to storage that belongs to the table alone; what they lead to is reached only through
 // `&mut Runs` or `&mut Bin`, tags apart, which are atomic.
@@ -220,11 +227,12 @@ unsafe impl<G: Sync> Sync for PageTable<G> {}
 /// Where each part of a table lies in its storage, in bytes.
 struct Sections {
     tags: usize,
-    bitmaps: usize,
     free: usize,
     dirty: usize,
     idle: usize,
     summaries: usize,
+    short_bitmaps: usize,
+    bitmaps: usize,
     end: usize,
 }
 
@@ -237,14 +245,20 @@ impl Sections {
         let dirty = free + words * size_of::<u64>();
         let idle = dirty + words * size_of::<u64>();
         let summaries = idle + words * size_of::<u64>();
-        let bitmaps = summaries + aligned(nodes * size_of::<Summary>());
+        let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
+        let bitmaps = short_bitmaps + capacity.get() * short_words(words_per_page) * size_of::<u64>();
         let end = bitmaps + capacity.get() * words_per_page * size_of::<u64>();
-        Sections { tags, bitmaps, free, dirty, idle, summaries, end }
+        Sections { tags, free, dirty, idle, summaries, short_bitmaps, bitmaps, end }
     }
 }
 
 fn words_per_page<G: Geometry>(geometry: G) -> usize {
     (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize)
+}
+
+/// Words of the short bitmap that a page has beside one of so many words; none if that is hardly longer.
+fn short_words(words_per_page: usize) -> usize {
+    if words_per_page >= 4 * SHORT_WORDS { SHORT_WORDS } else { 0 }
 }
 
 impl<G: Geometry> PageTable<G> {
@@ -277,6 +291,7 @@ impl<G: Geometry> PageTable<G> {
                 words_per_page,
                 headers: storage.cast(),
                 tags: storage.add(sections.tags).cast(),
+                short_bitmaps: storage.add(sections.short_bitmaps).cast(),
                 bitmaps: storage.add(sections.bitmaps).cast(),
             };
             let runs = Runs::new(
@@ -309,13 +324,15 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// Where the parts of the table are that serve the pages below `frontier`: start and length in bytes.
-    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 3] {
+    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 4] {
         let sections = Sections::new(self.capacity, self.words_per_page);
-        let (start, bitmaps) = (self.headers.addr().get(), self.bitmaps.addr().get());
+        let start = self.headers.addr().get();
+        let words = |words_per_page: usize| frontier.get() * words_per_page * size_of::<u64>();
         [
             (start, frontier.get() * size_of::<Header>()),
-            (start + sections.tags, sections.bitmaps - sections.tags),
-            (bitmaps, frontier.get() * self.words_per_page * size_of::<u64>()),
+            (start + sections.tags, sections.short_bitmaps - sections.tags),
+            (start + sections.short_bitmaps, words(short_words(self.words_per_page))),
+            (start + sections.bitmaps, words(self.words_per_page)),
         ]
     }
 
@@ -516,11 +533,32 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 
-    fn bitmap_of(&self, page: PageIndex) -> NonNull<[u64]> {
+    /// The bitmap of a page of which the blocks below `watermark` were ever in use: the short one if that is enough. No
+    /// bit moves from one to the other: when the watermark rises, no block below it is free.
+    #[inline]
+    fn bitmap_of(&self, page: PageIndex, watermark: usize) -> NonNull<[u64]> {
+        self.bitmap_at(page, self.is_short(watermark))
+    }
+
+    /// The other bitmap of that page, whose bits are all zero.
+    fn other_bitmap_of(&self, page: PageIndex, watermark: usize) -> NonNull<[u64]> {
+        self.bitmap_at(page, !self.is_short(watermark))
+    }
+
+    #[inline]
+    fn is_short(&self, watermark: usize) -> bool {
+        watermark <= short_words(self.words_per_page) * u64::BITS as usize
+    }
+
+    #[inline]
+    fn bitmap_at(&self, page: PageIndex, short: bool) -> NonNull<[u64]> {
         assert!(page.0 < self.capacity.0, "a page of another arena");
-        // SAFETY: the page is one of the arena's, which all have a bitmap.
-        let first = unsafe { self.bitmaps.add(page.get() * self.words_per_page) };
-        NonNull::slice_from_raw_parts(first, self.words_per_page)
+        let (bitmaps, words) = match short {
+            true => (self.short_bitmaps, short_words(self.words_per_page)),
+            false => (self.bitmaps, self.words_per_page),
+        };
+        // SAFETY: the page is one of the arena's, which all have bitmaps of either kind.
+        NonNull::slice_from_raw_parts(unsafe { bitmaps.add(page.get() * words) }, words)
     }
 }
 

@@ -23,11 +23,13 @@ impl<G: Geometry> DividedPage<'_, G> {
         self.header.live as usize
     }
 
-    /// The words of the bitmap that the class uses.
+    /// The words of the bitmap that the class uses, as far as there may be bits.
     pub(super) fn bitmap(&mut self) -> &mut [u64] {
         let words = self.table.capacity_of(self.tag).div_ceil(u64::BITS as usize);
+        let watermark = self.header.watermark as usize;
         // SAFETY: the bitmap of a Divided page belongs to the holder of its bin, as the header does.
-        let bitmap = unsafe { self.table.bitmap_of(self.page).as_mut() };
+        let bitmap = unsafe { self.table.bitmap_of(self.page, watermark).as_mut() };
+        let words = words.min(bitmap.len());
         &mut bitmap[..words]
     }
 
