@@ -10,7 +10,9 @@ mod caches;
 mod future;
 mod stats;
 
-pub(crate) use caches::{Family, current_component, run_within_limits, within_limits};
+pub(crate) use caches::{
+    Family, current_component, resize_run_within_limits, run_within_limits, within_limits,
+};
 pub use future::InComponent;
 pub use stats::ComponentStats;
 

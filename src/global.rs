@@ -385,7 +385,7 @@ impl PageAllocator {
     }
 }
 
-/// [`Heap::resize`], with the profile told of it. A guarded block moves.
+/// [`Heap::resize`], within the limits of the run's component, with the profile told of it. A guarded block moves.
 #[inline]
 fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) -> Option<*mut u8> {
     if heap.table().page_of(address).is_none() && guarded::holds(address) {
@@ -396,11 +396,12 @@ fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) 
         // A run, though the layout is that of a block: it moves.
         return None;
     }
-    let resized = heap.resize(address, old, new)?;
-    if run {
-        profile::resized(address, old.size(), resized.addr(), new.size());
+    if !run || BuildGeometry.class_of(new) != ClassIndex::NONE {
+        return heap.resize(address, old, new);
     }
-    Some(resized)
+    component::resize_run_within_limits(heap, address, Some(old), new, |resized| {
+        profile::resized(address, old.size(), resized.addr(), new.size());
+    })
 }
 
 /// A sampled allocation for `layout`, instead of `block`; that one, if there is none.

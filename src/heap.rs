@@ -77,7 +77,7 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     table: PageTable<G>,
     /// The page lock: which pages are free, and the headers of those that are not Divided.
     runs: Lock<Runs<'static>>,
-    /// By shard, then class: the class locks.
+    /// By shard, then class; behind them those of components, by class, then component: the class locks.
     bins: NonNull<LockedBin>,
     shards: usize,
     /// Shards, from the first one on, that may have pages. It only grows.
@@ -224,10 +224,16 @@ impl<G: Geometry> Heap<G> {
     #[inline]
     fn locked_bin(&self, tag: Tag) -> &Lock<Bin> {
         let (shard, class) = (tag.shard().0 as usize, tag.class().get());
+        let classes = self.geometry().class_count();
         debug_assert!(shard < self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS));
-        debug_assert!((1..self.geometry().class_count()).contains(&class));
+        debug_assert!((1..classes).contains(&class));
+        // Components are many, and use few classes each: those of one class lie side by side.
+        let at = match shard.checked_sub(self.shards) {
+            None => shard * classes + class,
+            Some(component) => self.shards * classes + class * MOST_COMPONENTS + component,
+        };
         // SAFETY: there is a bin for every shard and class, and tags name no others.
-        unsafe { &self.bins.add(shard * self.geometry().class_count() + class).as_ref().0 }
+        unsafe { &self.bins.add(at).as_ref().0 }
     }
 
     #[inline]
@@ -415,7 +421,8 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn tables_in_use(&self) -> [(usize, usize); 5] {
         let frontier = self.runs().frontier();
         let [headers, indices, short_bitmaps, long_bitmaps] = self.table.storage_in_use(frontier);
-        let bins = self.shards * self.geometry().class_count() * size_of::<LockedBin>();
+        let shards = self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS);
+        let bins = shards * self.geometry().class_count() * size_of::<LockedBin>();
         [headers, indices, short_bitmaps, long_bitmaps, (self.bins.addr().get(), bins)]
     }
 

@@ -4,6 +4,7 @@
 //! `malloc` and `free` are there as a whole and as their fast halves, `malloc_cached` and `free_cached`, for callers
 //! who have something of their own to do on the slow side, such as setting `errno`.
 
+use crate::component;
 use crate::decay;
 use crate::fault;
 use crate::global::{PageAllocator, alloc_sampled};
@@ -179,13 +180,14 @@ impl PageAllocator {
         let old_size = usable_size(heap, ptr.addr());
         let resized = match BuildGeometry.class_of(layout) {
             _ if is_guarded(heap, ptr.addr()) => None,
-            ClassIndex::NONE if old_size > LARGEST_CLASS => heap.resize_run(ptr.addr(), None, layout),
+            ClassIndex::NONE if old_size > LARGEST_CLASS => {
+                component::resize_run_within_limits(heap, ptr.addr(), None, layout, |resized| {
+                    profile::resized(ptr.addr(), old_size, resized.addr(), new_size);
+                })
+            }
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
         if let Some(resized) = resized {
-            if BuildGeometry.class_of(layout) == ClassIndex::NONE {
-                profile::resized(ptr.addr(), old_size, resized.addr(), new_size);
-            }
             return resized;
         }
         let new = self.malloc(new_size);

@@ -233,6 +233,93 @@ fn a_soft_limit_is_told_outside_the_component_and_without_locks() {
     });
 }
 
+/// Runs of a component, grown where they stand and by moving their memory, inside and outside of it. In a process of its
+/// own, where nobody else has the pages behind them.
+#[test]
+fn a_soft_limit_is_told_when_a_run_grows() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    fn listen(exceeded: &SoftLimitExceeded) {
+        // It may allocate, and is outside.
+        drop(black_box(vec![exceeded.name; 1000]));
+        TOLD.fetch_add(1, Ordering::Relaxed);
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            for (name, moved, inside) in [
+                ("grown inside", false, true),
+                ("grown outside", false, false),
+                ("moved inside", true, true),
+                ("moved outside", true, false),
+            ] {
+                // Shorter runs than a MiB are moved by copying them.
+                let (soft_limit, before) = if moved { (3 * MIB, 2 * MIB) } else { (MIB, 500_000) };
+                let component = Component::new(name).soft_limit(soft_limit, listen);
+                let mut run: Vec<u8> = component.enter(|| Vec::with_capacity(before));
+                let behind: Vec<u8> = Vec::with_capacity(if moved { 100_000 } else { 10 });
+                let start = run.as_ptr();
+                let mut grow = || run.reserve_exact(2 * soft_limit);
+                if inside {
+                    component.enter(grow)
+                } else {
+                    grow()
+                }
+                assert_eq!(run.as_ptr() != start, moved, "{name}");
+                // A hardened run cannot be moved: it was copied to nobody's memory.
+                let told = if moved && !inside { 1 - GUARDS } else { 1 };
+                assert_eq!(TOLD.swap(0, Ordering::Relaxed), told, "{name}");
+                // Not told again, as it is still exceeded.
+                run.reserve_exact(3 * soft_limit);
+                assert_eq!(TOLD.load(Ordering::Relaxed), 0, "{name}");
+                drop((run, behind));
+                HEAP.check().unwrap();
+
+                // The same for those who know no layouts.
+                let run = component.enter(|| HEAP.malloc(before));
+                let behind = if moved { HEAP.malloc(100_000) } else { std::ptr::null_mut() };
+                let grow = || {
+                    // SAFETY: the run is live, and not used after this.
+                    unsafe { HEAP.realloc_unsized(run, 2 * soft_limit) }
+                };
+                let longer = if inside { component.enter(grow) } else { grow() };
+                assert_eq!(longer != run, moved, "{name}");
+                assert_eq!(TOLD.swap(0, Ordering::Relaxed), told, "{name}");
+                // SAFETY: both are live or null.
+                unsafe {
+                    HEAP.free(longer);
+                    HEAP.free(behind);
+                }
+            }
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
+/// What waits in the thread's caches is given back before a run may not grow for it.
+#[test]
+fn a_run_grows_to_the_last_page_of_a_limit() {
+    let output = in_child(
+        |_| (),
+        || {
+            for (name, inside) in [("to the limit, inside", true), ("to the limit, outside", false)] {
+                let component = Component::new(name).limit(MIB);
+                let mut run: Vec<u8> = component.enter(|| Vec::with_capacity(MIB - built::PAGE_SIZE));
+                component.enter(|| drop((1..100usize).map(|len| vec![1u8; len]).collect::<Vec<_>>()));
+                let waiting = component.enter(|| vec![1u8; 3000]);
+                drop(waiting);
+                assert!(component.stats().cached_bytes > 0);
+                let start = run.as_ptr();
+                let mut grow = || run.try_reserve_exact(MIB);
+                let grown = if inside { component.enter(grow) } else { grow() };
+                assert_eq!((grown, run.as_ptr()), (Ok(()), start), "{name}: {}", component.stats());
+                assert_eq!(component.held_bytes(), MIB, "{name}");
+                HEAP.check().unwrap();
+            }
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
 #[test]
 fn a_listener_that_unwinds_ends_the_process() {
     static RUDE: Component = Component::new("rude").soft_limit(1000, |_| panic!("too much"));

@@ -4,7 +4,7 @@ use super::LEDGER;
 use crate::fault::NoWayBack;
 use crate::global;
 use crate::heap::Heap;
-use crate::ledger::{MOST_COMPONENTS, SoftLimitExceeded};
+use crate::ledger::{Account, MOST_COMPONENTS, SoftLimitExceeded};
 use crate::metadata;
 use crate::size_class::BuildGeometry;
 use crate::thread_cache::{self, ThreadCache, current};
@@ -131,10 +131,56 @@ pub(crate) fn within_limits(heap: &Heap<BuildGeometry>, alloc: impl Fn() -> *mut
     let Some(account) = LEDGER.account(component) else { return alloc() };
     let mut block = alloc();
     if block.is_null() {
-        current().flush(heap);
-        Family::caches_of(current(), |cache| cache.flush_remote(heap));
+        give_back(heap, component);
         block = alloc();
     }
+    tell(component, account);
+    block
+}
+
+/// [`Heap::resize_run`], within the limits of the component that the run belongs to, whichever the thread is in: once
+/// more if it is refused for the limit after all that waits in this thread's caches is back in its pages. `resized` is
+/// told of the run's new place, and then the listener if the component exceeds its soft limit.
+pub(crate) fn resize_run_within_limits(
+    heap: &Heap<BuildGeometry>,
+    address: usize,
+    old: Option<Layout>,
+    new: Layout,
+    resized: impl FnOnce(*mut u8),
+) -> Option<*mut u8> {
+    let owner = heap.owner_of_run(address);
+    let account = LEDGER.account(owner);
+    let refusals = account.map_or(0, Account::refusals);
+    let mut run = heap.resize_run(address, old, new);
+    if run.is_none() && account.is_some_and(|account| account.refusals() != refusals) {
+        give_back(heap, owner);
+        run = heap.resize_run(address, old, new);
+    }
+    let run = run?;
+    resized(run);
+    if let Some(account) = account {
+        tell(owner, account);
+    }
+    Some(run)
+}
+
+/// Gives back what waits in this thread's caches and `component` holds.
+fn give_back(heap: &Heap<BuildGeometry>, component: ComponentIndex) {
+    let cache = current();
+    if cache.is_sentinel() {
+        return;
+    }
+    Family::caches_of(cache, |cache| {
+        if cache.component() == component {
+            cache.flush(heap);
+        } else {
+            cache.flush_remote(heap);
+        }
+    });
+}
+
+/// Tells the listener of a component if that exceeds its soft limit, and nobody has been told.
+fn tell(component: ComponentIndex, account: &Account) {
     account.tell(|listener| {
         let told = SoftLimitExceeded {
             name: LEDGER.name(component),
@@ -145,14 +191,14 @@ pub(crate) fn within_limits(heap: &Heap<BuildGeometry>, alloc: impl Fn() -> *mut
         outside(|| listener(&told));
         mem::forget(no_way_back);
     });
-    block
 }
 
-/// Does `work` outside all components. The calling thread is in one.
+/// Does `work` outside all components.
 fn outside(work: impl FnOnce()) {
     let inside = current();
-    // SAFETY: who is in a component has a family.
-    tls::set(unsafe { (*inside.family.get()).main });
+    // SAFETY: null for who was never in a component, or the family, which lives as long as the cache.
+    let Some(family) = (unsafe { inside.family.get().as_ref() }) else { return work() };
+    tls::set(family.main);
     work();
     // SAFETY: this thread's cache from before.
     unsafe { switch_back(inside) };

@@ -404,6 +404,20 @@ impl<G: Geometry> Heap<G> {
         fault::misuse(misuse, address, Some(self.page_state(head)))
     }
 
+    /// The component that the run at `address` belongs to; none if there are no components, or no such run.
+    #[cfg(feature = "os")]
+    pub(crate) fn owner_of_run(&self, address: usize) -> ComponentIndex {
+        if self.components().next().is_none() {
+            return ComponentIndex::NONE;
+        }
+        let Some(head) = self.table.page_of(address) else { return ComponentIndex::NONE };
+        let runs = self.runs();
+        if self.table.multi_run(&runs, head).is_err() {
+            return ComponentIndex::NONE;
+        }
+        self.table.owner(&runs, head)
+    }
+
     /// Bytes that the live block or run at `address` has room for. Ends the process if there is none.
     pub(crate) fn usable_size(&self, address: usize) -> usize {
         if let Some(tag) = self.tag_of(address) {
