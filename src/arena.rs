@@ -77,7 +77,8 @@ impl Arena {
         if needed > left {
             return None;
         }
-        let mut step = (committed / STEP_SHARE).clamp(LEAST_STEP, MOST_STEP).next_multiple_of(LEAST_STEP).max(needed);
+        let mut step =
+            (committed / STEP_SHARE).clamp(LEAST_STEP, MOST_STEP).next_multiple_of(LEAST_STEP).max(needed);
         if committed + step > self.huge_from() {
             // Whole huge pages: of one that is committed in part, there would be only small ones.
             step = (committed + step).next_multiple_of(HUGE_PAGE) - committed;

@@ -40,11 +40,12 @@ use core::sync::atomic::{
 };
 use static_assertions::const_assert;
 
-/// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves; nor, unless it is one of
-/// the cache's own shard that overflows, than [`USUAL_BYTES`] and [`USUAL_WORDS`] say. That it overflows shows that what
-/// the thread frees is more than it will take again before it frees more.
-const MOST_BYTES: usize = 1 << 20;
+/// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
 const USUAL_BYTES: usize = 64 << 10;
+/// The same for a stack of small blocks that overflows, with [`MOST_WORDS`]: its thread frees more of them at a time than
+/// the stack holds, and may take as many again.
+const MOST_BYTES: usize = 1 << 20;
+const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
 const CACHE_BYTES: usize = 3 << 20;
@@ -660,11 +661,16 @@ impl ThreadCache {
     /// them all the while, so they do not wait for many others.
     fn most_words(&self, tag: Tag) -> usize {
         let class = tag.class();
-        if tag.shard() == self.shard {
+        if tag.shard() != self.shard && tag.shard().component() != ComponentIndex::NONE {
+            most_words(class, USUAL_BYTES, COMPONENT_WORDS)
+        } else if tag.shard() == self.shard
+            && SizeClasses::BUILD.block(class) <= SMALL
+            // What is to be guarded is chosen among those that are not in the cache.
+            && guarded::are_off()
+        {
             most_words(class, MOST_BYTES, MOST_WORDS)
         } else {
-            let of_component = tag.shard().component() != ComponentIndex::NONE;
-            most_words(class, USUAL_BYTES, if of_component { COMPONENT_WORDS } else { USUAL_WORDS })
+            most_words(class, USUAL_BYTES, USUAL_WORDS)
         }
     }
 

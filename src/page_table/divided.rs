@@ -34,8 +34,9 @@ enum Neighbours {
 
 #[inline]
 fn neighbours(blocks: &[usize], block: usize) -> Neighbours {
-    let at_distance =
-        |distance: usize| 1 + blocks.windows(2).take_while(|pair| pair[1] == pair[0].wrapping_add(distance)).count();
+    let at_distance = |distance: usize| {
+        1 + blocks.windows(2).take_while(|pair| pair[1] == pair[0].wrapping_add(distance)).count()
+    };
     match at_distance(block) {
         1 => Neighbours::Below(at_distance(block.wrapping_neg())),
         count => Neighbours::Above(count),
