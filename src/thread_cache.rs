@@ -42,8 +42,8 @@ use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
 const USUAL_BYTES: usize = 64 << 10;
-/// The same for a stack of small blocks that overflows, with [`MOST_WORDS`]: its thread frees more of them at a time than
-/// the stack holds, and may take as many again.
+/// The same for a stack of small blocks that was empty since it last overflowed, and overflows again, with [`MOST_WORDS`]:
+/// its thread takes and frees more of them in turn than the stack holds.
 const MOST_BYTES: usize = 1 << 20;
 const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
@@ -132,6 +132,8 @@ pub(crate) struct ThreadCache {
     most_bytes: usize,
     /// The last call for all blocks that was heard.
     calls: Cell<u32>,
+    /// Whether the local stack of a class was empty since it last overflowed.
+    was_empty: [Cell<bool>; CLASS_COUNT],
     /// The last pass of [`decay`] that was seen.
     passes: Cell<u32>,
     #[cfg(feature = "hardened")]
@@ -164,6 +166,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     slot_bytes: Cell::new(0),
     most_bytes: 0,
     calls: Cell::new(0),
+    was_empty: [const { Cell::new(false) }; CLASS_COUNT],
     passes: Cell::new(0),
     #[cfg(feature = "hardened")]
     random: hardened::Random::NONE,
@@ -604,6 +607,7 @@ impl ThreadCache {
             heap.refuse_unmarked(slots[used - 1]);
         }
         self.give_up_blocks(heap);
+        self.was_empty[class.get()].set(true);
         self.grow(&self.local, class, most_words(class, USUAL_BYTES, USUAL_WORDS));
         let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
@@ -664,6 +668,7 @@ impl ThreadCache {
         if tag.shard() != self.shard && tag.shard().component() != ComponentIndex::NONE {
             most_words(class, USUAL_BYTES, COMPONENT_WORDS)
         } else if tag.shard() == self.shard
+            && self.was_empty[class.get()].replace(false)
             && SizeClasses::BUILD.block(class) <= SMALL
             // What is to be guarded is chosen among those that are not in the cache.
             && guarded::are_off()
@@ -834,6 +839,7 @@ impl Registry {
                 slot_bytes: Cell::new(0),
                 most_bytes,
                 calls: Cell::new(CALLS.load(Relaxed)),
+                was_empty: [const { Cell::new(false) }; CLASS_COUNT],
                 passes: Cell::new(decay::passes()),
                 #[cfg(feature = "hardened")]
                 random: hardened::Random::new(),
