@@ -145,7 +145,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     expected: [Tag::NONE; CLASS_COUNT],
     shard_bits: 0,
     local: Stacks::NONE,
-    remote: Stacks::NONE,
+    remote: Stacks::UNUSED,
     shard: ShardIndex(0),
     slot_bytes: Cell::new(0),
     most_bytes: 0,
@@ -296,6 +296,11 @@ impl Stacks {
         lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
         held_then: [const { Cell::new(0) }; CLASS_COUNT],
     };
+
+    /// Those of a sentinel that no fast path looks at: without addresses, which the loader would have to put in.
+    #[allow(clippy::declare_interior_mutable_const)] // to be written down once
+    const UNUSED: Stacks =
+        Stacks { tops: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT], ..Stacks::NONE };
 
     #[inline(always)]
     fn top(&self, class: ClassIndex) -> &AtomicPtr<usize> {
