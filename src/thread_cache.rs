@@ -41,6 +41,9 @@ use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`MOST_WORDS`] leaves.
 const MOST_BYTES: usize = 64 << 10;
+/// Nor one of blocks for other shards than these: a thread that only takes over and frees what others allocate fills them
+/// all, and has no use for what is in them.
+const MOST_REMOTE_BYTES: usize = 16 << 10;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
 const CACHE_BYTES: usize = 3 << 20;
@@ -282,9 +285,9 @@ fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize])
     heap.put_all(class, slots);
 }
 
-/// The most words a stack of `class` grows to.
-fn most_words(class: ClassIndex) -> usize {
-    let slots = MOST_BYTES / SizeClasses::BUILD.block(class);
+/// The most words a stack of `class` grows to that is for so many bytes of blocks.
+fn most_words(class: ClassIndex, most_bytes: usize) -> usize {
+    let slots = most_bytes / SizeClasses::BUILD.block(class);
     (1 << (slots + 2).ilog2()).clamp(LEAST_WORDS, MOST_WORDS)
 }
 
@@ -622,7 +625,8 @@ impl ThreadCache {
     /// Doubles the stack of a class if its bound and that of the cache allow.
     fn grow(&self, stacks: &Stacks, class: ClassIndex) -> bool {
         let (_, old) = stacks.words(class);
-        let most = most_words(class);
+        let is_remote = ptr::eq(stacks, &self.remote);
+        let most = most_words(class, if is_remote { MOST_REMOTE_BYTES } else { MOST_BYTES });
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
         if new > most
