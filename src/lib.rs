@@ -81,9 +81,9 @@
 //! # How memory goes back
 //!
 //! The index of the runs remembers which pages are *dirty*: may have memory. A free page that stays dirty from one
-//! period to the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block.
-//! Passes are made on slow paths, a little at a time, or by a thread of its own (`decay.rs`); [`PageAllocator::purge`]
-//! does all at once.
+//! period to the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block,
+//! and the ends of runs that nobody asked for. Passes are made on slow paths, a little at a time, or by a thread of its
+//! own (`decay.rs`); [`PageAllocator::purge`] does all at once, and gives back what the page table has for free pages.
 //!
 //! # Locks
 //!
