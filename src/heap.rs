@@ -89,8 +89,9 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     is_process_heap: bool,
     /// Most pages in use at a time.
     limit: PageCount,
-    /// Multi runs in mappings of their own: see [`large`].
-    mapped_apart: AtomicUsize,
+    /// Multi runs in mappings of their own, as they were advised otherwise, and as they were moved: see [`large`].
+    advised: AtomicUsize,
+    moved: AtomicUsize,
     arena: Arena,
     /// The mapping that holds the table and the bins.
     tables: Mapping,
@@ -194,7 +195,8 @@ impl<G: Geometry> Heap<G> {
             ledger: None,
             is_process_heap: false,
             limit: pages,
-            mapped_apart: AtomicUsize::new(0),
+            advised: AtomicUsize::new(0),
+            moved: AtomicUsize::new(0),
             arena,
             tables,
         }

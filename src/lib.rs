@@ -60,7 +60,8 @@
 //! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was
 //!    freed, or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
 //! 3. If the stack is empty it grows, and is refilled to the half in one batch: under the lock of the bin, free bits
-//!    become addresses, a word of the bitmap at a time; from the fullest pages first, lowest address first.
+//!    become addresses, a word of the bitmap at a time; from the fuller pages first, and within a page
+//!    lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
 //!    lowest free page becomes Divided; else the arena commits more memory.
 //!
@@ -80,9 +81,9 @@
 //! # How memory goes back
 //!
 //! The index of the runs remembers which pages are *dirty*: may have memory. A free page that stays dirty from one
-//! period to the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block.
-//! Passes are made on slow paths, a little at a time, or by a thread of its own (`decay.rs`); [`PageAllocator::purge`]
-//! does all at once.
+//! period to the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block,
+//! and the ends of runs that nobody asked for. Passes are made on slow paths, a little at a time, or by a thread of its
+//! own (`decay.rs`); [`PageAllocator::purge`] does all at once, and gives back what the page table has for free pages.
 //!
 //! # Locks
 //!

@@ -42,6 +42,9 @@ use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
 const USUAL_BYTES: usize = 64 << 10;
+/// The same for a stack of blocks for other shards: a thread that only takes over and frees what others allocate fills
+/// them all, and has no use for what is in them.
+const REMOTE_BYTES: usize = 16 << 10;
 /// The same for a stack of small blocks that was empty since it last overflowed, and overflows again, with [`MOST_WORDS`]:
 /// its thread takes and frees more of them in turn than the stack holds.
 const MOST_BYTES: usize = 1 << 20;
@@ -161,7 +164,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     expected: [Tag::NONE; CLASS_COUNT],
     shard_bits: 0,
     local: Stacks::NONE,
-    remote: Stacks::NONE,
+    remote: Stacks::UNUSED,
     shard: ShardIndex(0),
     slot_bytes: Cell::new(0),
     most_bytes: 0,
@@ -313,6 +316,11 @@ impl Stacks {
         lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
         held_then: [const { Cell::new(0) }; CLASS_COUNT],
     };
+
+    /// Those of a sentinel that no fast path looks at: without addresses, which the loader would have to put in.
+    #[allow(clippy::declare_interior_mutable_const)] // to be written down once
+    const UNUSED: Stacks =
+        Stacks { tops: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT], ..Stacks::NONE };
 
     #[inline(always)]
     fn top(&self, class: ClassIndex) -> &AtomicPtr<usize> {
@@ -665,10 +673,10 @@ impl ThreadCache {
     /// them all the while, so they do not wait for many others.
     fn most_words(&self, tag: Tag) -> usize {
         let class = tag.class();
-        if tag.shard() != self.shard && tag.shard().component() != ComponentIndex::NONE {
-            most_words(class, USUAL_BYTES, COMPONENT_WORDS)
-        } else if tag.shard() == self.shard
-            && self.was_empty[class.get()].replace(false)
+        if tag.shard() != self.shard {
+            let of_component = tag.shard().component() != ComponentIndex::NONE;
+            most_words(class, REMOTE_BYTES, if of_component { COMPONENT_WORDS } else { USUAL_WORDS })
+        } else if self.was_empty[class.get()].replace(false)
             && SizeClasses::BUILD.block(class) <= SMALL
             // What is to be guarded is chosen among those that are not in the cache.
             && guarded::are_off()

@@ -265,6 +265,114 @@ fn a_cache_gives_up_what_it_did_not_use_for_a_while() {
 }
 
 #[test]
+fn a_cache_gives_up_the_blocks_for_others_that_it_did_not_add_to_for_a_while() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "20")]),
+        || {
+            // Blocks of this thread's shard, of many sizes.
+            let blocks: Vec<Vec<u8>> = (0..20_000).map(|number| vec![1; 16 + number % 500]).collect();
+            HEAP.purge();
+            let (ask, asked) = std::sync::mpsc::channel();
+            let (answer, answered) = std::sync::mpsc::channel();
+            let other = thread::spawn(move || {
+                // It joins a shard of its own, as it begins by allocating.
+                hint::black_box(vec![1u8; 100]);
+                drop(blocks);
+                let cached = HEAP.summary().cached_bytes;
+                answer.send(cached).unwrap();
+                let shrinks = becomes_true(|| {
+                    hint::black_box(vec![0u8; 100_000]);
+                    HEAP.summary().cached_bytes < cached / 4
+                });
+                answer.send(if shrinks { 0 } else { HEAP.summary().cached_bytes }).unwrap();
+                asked.recv().unwrap();
+            });
+            let cached = answered.recv().unwrap();
+            // At most 16 KiB of each of 31 sizes, and mostly more than half of that.
+            assert!((MIB / 8..MIB).contains(&cached), "{cached}");
+            assert_eq!(answered.recv().unwrap(), 0, "so many bytes are still cached");
+            ask.send(()).unwrap();
+            other.join().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn a_thread_that_only_uses_runs_gives_its_blocks_up_when_asked() {
+    let output = in_child(nothing, || {
+        let (ask, asked) = std::sync::mpsc::channel();
+        let (answer, answered) = std::sync::mpsc::channel();
+        let other = thread::spawn(move || {
+            free_shuffled(mixed_blocks(8 * MIB));
+            for _ in 0..2 {
+                answer.send(()).unwrap();
+                asked.recv().unwrap();
+                hint::black_box(Vec::<u8>::with_capacity(100_000));
+            }
+        });
+        answered.recv().unwrap();
+        let cached = HEAP.summary().cached_bytes;
+        assert!(cached > MIB / 2, "{cached}");
+        HEAP.purge();
+        ask.send(()).unwrap();
+        answered.recv().unwrap();
+        let left = HEAP.summary().cached_bytes;
+        assert!(left < cached / 4, "{left} of {cached}");
+        ask.send(()).unwrap();
+        other.join().unwrap();
+    });
+    assert_ended_well(&output);
+}
+
+#[test]
+fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "100")]),
+        || {
+            // Pages that have memory, and from then on less asked of them than they have.
+            const RUNS: usize = 400;
+            drop(vec![vec![1u8; 128 << 10]; RUNS]);
+            let runs: Vec<Vec<u8>> = (0..RUNS).map(|_| Vec::with_capacity((64 << 10) + 1)).collect();
+            let before = resident();
+            let goes_back = becomes_true(|| {
+                hint::black_box(vec![0u8; 100_000]);
+                before.saturating_sub(resident()) > RUNS * (48 << 10)
+            });
+            assert!(goes_back, "{before} then, {} now", resident());
+            drop(runs);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn the_page_table_is_small_and_what_it_has_for_free_pages_goes_back() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        || {
+            let table = || HEAP.stats().resident.table_bytes;
+            let before = table();
+            // Of few blocks to a page, and of many.
+            let larger = (0..128 * MIB / 256).map(|_| Box::new([1u8; 256])).collect::<Vec<_>>();
+            let for_larger = table() - before;
+            println!("{for_larger} bytes for 128 MiB");
+            assert!(for_larger < 128 * MIB / 256, "{for_larger}");
+            let smaller = (0..64 * MIB / 16).map(|_| Box::new([1u8; 16])).collect::<Vec<_>>();
+            assert!(table() - before > for_larger + 512 * 1024);
+            free_shuffled(larger);
+            free_shuffled(smaller);
+            HEAP.purge();
+            let left = table().saturating_sub(before);
+            assert!(left < 96 << 10, "{left} more than at the beginning");
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn memory_that_went_back_is_zero_and_memory_that_did_not_is_zeroed() {
     let output = in_child(
         |command| set(command, &[("PMA_PURGE_MS", "never")]),

@@ -2,8 +2,8 @@
 //!
 //! A run that has to move is moved by remapping its memory, not by copying it. The system then keeps a mapping of its
 //! own for it, as it does for a run that is backed by huge pages where its neighbours are not. Processes may have only
-//! so many mappings: so there are at most [`MOST_APART`] such runs, and before one is freed, its pages are mapped as
-//! all others.
+//! so many mappings: so there are at most [`MOST_APART`] such runs of each kind, and before one is freed, its pages are
+//! mapped as all others.
 
 use super::Heap;
 use crate::arena::HUGE_PAGE;
@@ -19,7 +19,7 @@ use crate::units::{ComponentIndex, PageCount, PageIndex};
 use core::alloc::Layout;
 use core::ops::Range;
 use core::ptr;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
 const LARGE: usize = 2 * HUGE_PAGE;
@@ -27,7 +27,8 @@ const LARGE: usize = 2 * HUGE_PAGE;
 const SPARSE: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
-/// Most runs at a time that are mapped otherwise than their neighbours: each may cost two mappings.
+/// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost two
+/// mappings.
 const MOST_APART: usize = 16;
 
 impl<G: Geometry> Heap<G> {
@@ -204,7 +205,7 @@ impl<G: Geometry> Heap<G> {
         let run = self.range(head, count);
         if self.has_whole_os_pages()
             && let Some(part) = self.arena.backed_otherwise(run.start, run.len(), huge)
-            && self.count_apart()
+            && self.count_apart(Mapping::Advised)
         {
             self.table.set_mapping(&mut runs, head, Mapping::Advised);
             drop(runs);
@@ -212,9 +213,15 @@ impl<G: Geometry> Heap<G> {
         }
     }
 
-    /// Counts one more run that is mapped apart; false if there are too many.
-    fn count_apart(&self) -> bool {
-        self.mapped_apart
+    /// How many runs are mapped so.
+    fn mapped(&self, mapping: Mapping) -> &AtomicUsize {
+        debug_assert!(mapping != Mapping::Usual);
+        if mapping == Mapping::Advised { &self.advised } else { &self.moved }
+    }
+
+    /// Counts one more run that is mapped so; false if there are too many.
+    fn count_apart(&self, mapping: Mapping) -> bool {
+        self.mapped(mapping)
             .fetch_update(Relaxed, Relaxed, |runs| (runs < MOST_APART).then_some(runs + 1))
             .is_ok()
     }
@@ -255,7 +262,7 @@ impl<G: Geometry> Heap<G> {
                 self.table.set_multi_tail(&mut self.runs(), head, 0);
                 return;
             }
-            self.mapped_apart.fetch_sub(1, Relaxed);
+            self.mapped(mapping).fetch_sub(1, Relaxed);
             runs = self.expect_run(self.table.address_of(head), None).0;
             self.table.set_mapping(&mut runs, head, Mapping::Usual);
         }
@@ -338,12 +345,16 @@ impl<G: Geometry> Heap<G> {
     /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
     fn move_run(&self, head: PageIndex, count: PageCount, new: Layout) -> Option<*mut u8> {
         let bytes = count.bytes(self.geometry().page_shift());
-        if bytes < REMAPPED || self.guards() > 0 || !self.has_whole_os_pages() || !self.count_apart() {
+        if bytes < REMAPPED
+            || self.guards() > 0
+            || !self.has_whole_os_pages()
+            || !self.count_apart(Mapping::Moved)
+        {
             return None;
         }
         let owner = self.table.owner(&self.runs(), head);
         let Some((runs, start, new_count)) = self.claim_run(owner, new, LARGE) else {
-            self.mapped_apart.fetch_sub(1, Relaxed);
+            self.moved.fetch_sub(1, Relaxed);
             return None;
         };
         drop(runs);
@@ -353,7 +364,7 @@ impl<G: Geometry> Heap<G> {
         match remapped {
             Remapped::Moved => _ = self.table.set_mapping(&mut runs, start, Mapping::Moved),
             Remapped::Refused => {
-                self.mapped_apart.fetch_sub(1, Relaxed);
+                self.moved.fetch_sub(1, Relaxed);
                 self.free_run(runs, start, new_count);
                 return None;
             }
@@ -374,6 +385,8 @@ impl<G: Geometry> Heap<G> {
             self.release_run(&mut runs, head, count);
             runs.clean(head, count);
         } else {
+            self.mapped(mapping).fetch_sub(1, Relaxed);
+            self.moved.fetch_add(1, Relaxed);
             self.table.set_mapping(&mut runs, head, Mapping::Moved);
             self.free_run(runs, head, count);
         }

@@ -19,32 +19,46 @@ const USUAL_RESERVATION: usize = 64 << 30;
 /// It gives up when even so little is refused.
 const LEAST_RESERVATION: usize = 4 << 20;
 
+/// Whether the system has so many bytes of addresses to give.
+fn is_granted(bytes: usize) -> bool {
+    // SAFETY: nobody has used what was just reserved.
+    sys::reserve(bytes).map(|start| unsafe { sys::unmap(start, bytes) }).is_some()
+}
+
 impl Heap<BuildGeometry> {
-    /// The heap of the process: as much address space as its program can need and the system grants.
+    /// The heap of the process: as much address space as its program can need. Where the system grants less, three
+    /// quarters of that, as there are stacks of threads and files to map, too; where it does not grant the memory that
+    /// the tables might take, so much that they take a quarter of what it grants at most.
     pub(crate) fn for_process(options: &Options) -> Option<Heap<BuildGeometry>> {
         let wanted = match sys::physical_memory() {
             0 => USUAL_RESERVATION,
             memory => memory.saturating_mul(ARENA_TO_MEMORY),
         };
         let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
-        while bytes >= LEAST_RESERVATION {
-            let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
-            let heap = Heap::with_geometry(
-                BuildGeometry,
-                pages,
-                built::SHARDS,
-                Some(&LEDGER),
-                true,
-                options.huge_pages,
-            );
-            if let Some(mut heap) = heap {
-                heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
-                return Some(heap);
-            }
-            bytes = bytes / 4 * 3;
+        if let Some(heap) = Self::for_process_of(bytes, options) {
+            return Some(heap);
         }
-        None
+        let mut share = 4;
+        while bytes > LEAST_RESERVATION && !is_granted(bytes) {
+            (bytes, share) = (bytes / 4 * 3, 1);
+        }
+        while bytes > LEAST_RESERVATION {
+            bytes = if share == 1 { bytes / 4 * 3 } else { bytes / 2 };
+            if Self::for_process_of(bytes, options).is_some() {
+                return Self::for_process_of((bytes / share).max(LEAST_RESERVATION), options);
+            }
+        }
+        Self::for_process_of(LEAST_RESERVATION, options)
     }
+
+    fn for_process_of(bytes: usize, options: &Options) -> Option<Heap<BuildGeometry>> {
+        let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
+        let (shards, ledger) = (built::SHARDS, Some(&LEDGER));
+        let mut heap = Heap::with_geometry(BuildGeometry, pages, shards, ledger, true, options.huge_pages)?;
+        heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
+        Some(heap)
+    }
+
     /// Has no more memory backed by huge pages: with components, pages that are not full are many, and what is not used
     /// of a huge page would be resident.
     pub(crate) fn forgo_huge_pages(&self) {
@@ -95,6 +109,7 @@ mod tests {
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {
         let heap = Heap::for_process(&Options::new()).expect("the system grants some address space");
         assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
+        assert!(heap.reserved_bytes() <= sys::physical_memory().saturating_mul(ARENA_TO_MEMORY));
         assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
         heap.check().expect("a new heap is in order");
     }
