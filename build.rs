@@ -11,6 +11,7 @@ const RECIPROCAL_SHIFT: u32 = 44;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(loom)");
     // Builds without one of the checks, which show what each is for: `tests/unchecked.sh`.
     println!(
         "cargo::rustc-check-cfg=cfg(pma_unchecked, values(\"tag\", \"mark\", \"bit\", \"put\", \"run\", \"holder\", \"atfork\", \"release\"))"

@@ -1,165 +1,157 @@
 //! What threads do to each other without a lock between them, in every order that the memory model allows.
 //!
-//! `cd models && cargo test`
+//! `cd models && RUSTFLAGS="--cfg loom" cargo test --release`
 //!
-//! Statics cannot be made of loom's types, so these are models: each restates a protocol of the source that it names,
-//! with the same steps and the same memory orderings, around as little else as it takes to see it go wrong. A change
-//! to one is to be made to the other.
-#![cfg(test)]
+//! The files of the library that are named here are compiled a second time, with loom's atomics and cells in place of the
+//! core's. What is around them is in `surroundings.rs`. Two models, of the caches of threads, restate what they are about
+//! with the same steps and memory orders: a change to one is to be made to the other.
+//!
+//! Each model is run once more with something broken, and must fail.
+#![cfg(all(test, loom))]
+#![allow(dead_code)] // not all of the files is used here
 
+#[path = "../src/decay.rs"]
+mod decay;
+#[path = "../src/first_use.rs"]
+mod first_use;
+#[path = "../src/fork.rs"]
+mod fork;
+#[path = "../src/lock.rs"]
+mod lock;
+mod surroundings;
+mod sync;
+#[path = "../src/units.rs"]
+mod units;
+
+use surroundings::{Options, guarded, heap, metadata, profile, report, size_class, sys, thread_cache};
+/// The library has them in files of their own.
+mod options {
+    pub(crate) use super::surroundings::Options;
+}
+
+use heap::Heap;
+use lock::Lock;
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::Arc;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::sync::atomic::{AtomicU32, AtomicUsize};
 use loom::thread;
+use size_class::BuildGeometry;
+use std::cell::Cell;
 
-/// The lock of `src/lock.rs`, whose guards may be forgotten; who holds it is left out.
-struct Lock<T> {
-    locked: AtomicBool,
-    value: UnsafeCell<T>,
+std::thread_local! {
+    /// What is broken in the models that this thread of the system runs; nothing if it is empty.
+    static BROKEN: Cell<&'static str> = const { Cell::new("") };
 }
 
-// SAFETY: the value is reached by whoever has the lock. That this is so is what loom verifies.
-unsafe impl<T: Send> Sync for Lock<T> {}
-
-impl<T> Lock<T> {
-    fn new(value: T) -> Lock<T> {
-        Lock { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
-    }
-
-    /// Takes the lock, as if the guard were forgotten at once.
-    fn lock_leaked(&self) {
-        while self.locked.compare_exchange(false, true, Acquire, Relaxed).is_err() {
-            thread::yield_now();
-        }
-    }
-
-    fn unlock_leaked(&self) {
-        self.locked.store(false, Release);
-    }
-
-    fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> R {
-        self.lock_leaked();
-        // SAFETY: the lock is this thread's.
-        let result = self.value.with_mut(|value| body(unsafe { &mut *value }));
-        self.unlock_leaked();
-        result
-    }
+fn is_broken(part: &str) -> bool {
+    BROKEN.get() == part
 }
 
-/// `Heap::lock_all` and `unlock_all`, around a fork: what was locked by one function is opened by another, and nobody is
-/// inside meanwhile. The order is that of the bins, then the runs.
-#[test]
-fn what_a_fork_locked_stands_still_until_it_is_opened() {
+fn with_broken(part: &'static str, model: fn()) {
+    BROKEN.set(part);
+    model();
+}
+
+/// `Lock`: a value that two threads change is never seen half changed. Nor are two values, each behind a lock of its own,
+/// whose locks a fork takes both: `prepare` and `in_parent` of `fork.rs`.
+fn fork_while_another_works() {
     loom::model(|| {
-        let heap = Arc::new((Lock::new(0), Lock::new(0)));
-        let other = {
-            let heap = Arc::clone(&heap);
-            thread::spawn(move || {
-                heap.0.with(|bin| {
-                    *bin += 1;
-                    heap.1.with(|runs| *runs += 1);
-                })
-            })
-        };
-        heap.0.lock_leaked();
-        heap.1.lock_leaked();
+        let heap = first_use::make_heap(&Options::default()).expect("it can be made");
+        let other = thread::spawn(move || {
+            sys::be(20);
+            let mut bin = heap.bin.lock();
+            *bin += 1;
+            heap.runs().changes += 1;
+        });
+        let (prepare, in_parent) = surroundings::handlers().expect("they are registered");
+        prepare();
         // The system copies memory here: both have changed, or neither.
         // SAFETY: this thread has both locks.
-        let (bin, runs) = unsafe { (heap.0.value.with(|bin| *bin), heap.1.value.with(|runs| *runs)) };
+        let (bin, runs) = unsafe { (*heap.bin.leaked(), heap.leaked_runs().changes) };
         assert_eq!(bin, runs);
-        heap.0.unlock_leaked();
-        heap.1.unlock_leaked();
+        in_parent();
         other.join().unwrap();
-        assert_eq!(heap.0.with(|bin| *bin), 1);
+        assert_eq!((*heap.bin.lock(), heap.runs().changes), (1, 1));
     });
 }
 
-/// `make_heap` in `src/global.rs`, and `register` in `src/fork.rs`.
-struct Process {
-    /// spin's `Once`: 0, 1 while it runs, 2.
-    once: AtomicU32,
-    made: UnsafeCell<u32>,
-    /// 0, 1 once the handlers are registered, or the thread that registers them.
-    registrar: AtomicUsize,
-    handlers: UnsafeCell<u32>,
-    /// The pointer that all use: null or not.
-    heap: AtomicUsize,
+#[test]
+fn what_a_fork_locked_stands_still_until_it_is_opened() {
+    fork_while_another_works();
 }
 
-// SAFETY: that nobody reads what another writes is what loom verifies.
-unsafe impl Sync for Process {}
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn what_a_fork_locked_does_not_stand_still_behind_locks_without_order() {
+    with_broken("order", fork_while_another_works);
+}
 
-impl Process {
-    /// What a thread's first call does; true if it finds the heap, published or its own to register.
-    fn first_call(&self, this_thread: usize) {
-        if self.heap.load(Acquire) == 0 {
-            self.make_heap(this_thread);
-        } else {
+/// `first_use.rs`, and `register` of `fork.rs`.
+fn use_first() {
+    /// What a thread's first call does.
+    fn first_call() {
+        let found = first_use::heap();
+        if found.is_some() {
             // Who finds the heap finds the handlers, too.
-            // SAFETY: loom verifies it.
-            assert_eq!(self.handlers.with(|handlers| unsafe { *handlers }), 1);
+            assert!(surroundings::handlers().is_some());
         }
-        // SAFETY: as above.
-        assert_eq!(self.made.with(|made| unsafe { *made }), 1);
+        let heap = found.or_else(|| first_use::make_heap(&Options::default())).expect("it can be made");
+        assert_eq!(*heap.made.read(), 1);
     }
-
-    fn make_heap(&self, this_thread: usize) {
-        match self.once.compare_exchange(0, 1, Acquire, Acquire) {
-            Ok(_) => {
-                // SAFETY: one thread gets here.
-                self.made.with_mut(|made| unsafe { *made += 1 });
-                self.once.store(2, Release);
-            }
-            Err(_) => {
-                while self.once.load(Acquire) != 2 {
-                    thread::yield_now();
-                }
-            }
-        }
-        if self.register(this_thread) {
-            self.heap.store(1, Release);
-        }
-    }
-
-    fn register(&self, this_thread: usize) -> bool {
-        loop {
-            match self.registrar.compare_exchange(0, this_thread, Acquire, Acquire) {
-                Ok(_) => {
-                    // The C library allocates to register them: not published, but served.
-                    self.make_heap(this_thread);
-                    assert_eq!(self.heap.load(Relaxed), 0);
-                    // SAFETY: one thread gets here.
-                    self.handlers.with_mut(|handlers| unsafe { *handlers += 1 });
-                    self.registrar.store(1, Release);
-                    return true;
-                }
-                Err(1) => return true,
-                Err(registrar) if registrar == this_thread => return false,
-                Err(_) => thread::yield_now(),
-            }
-        }
-    }
+    let mut builder = loom::model::Builder::new();
+    // Each thread goes through three waits, one in the other: all orders with so many changes of thread in between.
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let other = thread::spawn(|| {
+            sys::be(20);
+            first_call();
+        });
+        first_call();
+        other.join().unwrap();
+        first_call();
+        assert!(first_use::heap().is_some());
+    });
 }
 
 #[test]
 fn the_heap_is_made_once_and_found_by_nobody_before_forks_are_provided_for() {
+    use_first();
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn the_heap_is_found_half_made_without_order() {
+    with_broken("order", use_first);
+}
+
+/// The thread of `decay.rs`, which goes to sleep while another frees. Unless it is woken, or sees what was freed, it sleeps for
+/// ever, and loom ends the model.
+fn free_while_the_thread_goes_to_sleep() {
     loom::model(|| {
-        let process = Arc::new(Process {
-            once: AtomicU32::new(0),
-            made: UnsafeCell::new(0),
-            registrar: AtomicUsize::new(0),
-            handlers: UnsafeCell::new(0),
-            heap: AtomicUsize::new(0),
+        let options = Options { purge_after_ms: Some(2), background_purge: true };
+        let heap: &'static Heap<BuildGeometry> = first_use::make_heap(&options).expect("it can be made");
+        // Starts the thread.
+        decay::tick_freed(heap);
+        let background = thread::spawn(move || {
+            sys::be(20);
+            decay::pass_of_thread(heap, decay::IDLE_PASSES - 1);
         });
-        let other = {
-            let process = Arc::clone(&process);
-            thread::spawn(move || process.first_call(20))
-        };
-        process.first_call(10);
-        other.join().unwrap();
-        process.first_call(10);
+        heap.runs().dirty += 1;
+        decay::tick_freed(heap);
+        background.join().unwrap();
     });
+}
+
+#[test]
+fn a_thread_that_goes_to_sleep_is_woken_or_sees_what_was_freed() {
+    free_while_the_thread_goes_to_sleep();
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_thread_that_does_not_look_again_sleeps_for_ever() {
+    with_broken("look", free_while_the_thread_goes_to_sleep);
 }
 
 /// A cache of `src/thread_cache.rs`: where a stack's words are, and its top, by number.
@@ -186,8 +178,7 @@ impl Cache {
 }
 
 /// `totals` against a thread that pushes, moves its stack to a longer one, and ends: `at_exit`.
-#[test]
-fn caches_are_counted_while_their_threads_work_and_end() {
+fn count_caches() {
     const LONGEST: u32 = 8;
     loom::model(|| {
         let cache = Arc::new(Cache {
@@ -201,6 +192,7 @@ fn caches_are_counted_while_their_threads_work_and_end() {
         let owner = {
             let (cache, registry) = (Arc::clone(&cache), Arc::clone(&registry));
             thread::spawn(move || {
+                sys::be(20);
                 cache.top.store(101, Relaxed);
                 cache.start.store(200, Relaxed);
                 cache.len.store(LONGEST, Relaxed);
@@ -209,25 +201,29 @@ fn caches_are_counted_while_their_threads_work_and_end() {
                 cache.top.store(200, Relaxed);
                 cache.len.store(0, Relaxed);
                 cache.start.store(0, Relaxed);
-                registry.with(|listed| *listed = false);
+                if !is_broken("registry") {
+                    *registry.lock() = false;
+                }
                 // SAFETY: nothing leads to the cache any more.
                 cache.freed.with_mut(|freed| unsafe { *freed = true });
             })
         };
-        let counted = registry.with(|listed| if *listed { cache.held() } else { 0 });
+        let counted = {
+            let listed = registry.lock();
+            if *listed { cache.held() } else { 0 }
+        };
         assert!(counted < LONGEST as usize);
         owner.join().unwrap();
-        assert!(!registry.with(|listed| *listed));
+        assert!(!*registry.lock());
     });
 }
 
 /// `call_for_blocks` and `give_up_blocks` in `src/thread_cache.rs`.
-#[test]
-fn every_call_for_blocks_is_heard_on_the_next_slow_path() {
+fn hear_calls() {
     /// The slow path of a thread that heard `heard` calls, and holds so many blocks.
     fn slow_path(calls: &AtomicU32, heard: &mut u32, held: &mut u32) {
         if *heard != calls.load(Relaxed) {
-            *heard = calls.load(Relaxed);
+            *heard = if is_broken("calls") { *heard + 1 } else { calls.load(Relaxed) };
             *held = 0;
         }
     }
@@ -251,65 +247,24 @@ fn every_call_for_blocks_is_heard_on_the_next_slow_path() {
     });
 }
 
-const AT_WORK: u32 = 2;
-const WAITING: u32 = 3;
-
-/// The thread of `src/decay.rs`, and the kernel's part in it: `wait` compares and falls asleep in one step.
-struct Background {
-    state: AtomicU32,
-    kernel: Mutex<()>,
-    sleepers: Condvar,
-}
-
-impl Background {
-    /// What the thread does when it has been idle for long; returns when it was woken.
-    fn wait(&self) {
-        self.state.store(WAITING, Relaxed);
-        while self.state.load(Relaxed) == WAITING {
-            let kernel = self.kernel.lock().unwrap();
-            if self.state.load(Relaxed) == WAITING {
-                drop(self.sleepers.wait(kernel).unwrap());
-            }
-        }
-    }
-
-    /// A slow path that finds nothing due. True if it was this one that woke the thread.
-    fn tick(&self) -> bool {
-        let wakes = self.state.load(Relaxed) == WAITING
-            && self.state.compare_exchange(WAITING, AT_WORK, Relaxed, Relaxed).is_ok();
-        if wakes {
-            let _kernel = self.kernel.lock().unwrap();
-            self.sleepers.notify_one();
-        }
-        wakes
-    }
-}
-
-/// No wake is lost between the thread's looking and its falling asleep: else it would sleep for ever, and loom end the
-/// model. That a slow path which finds the thread at work wakes nobody is part of the protocol.
 #[test]
-fn a_thread_that_waits_is_woken_by_exactly_one_slow_path() {
-    loom::model(|| {
-        let background = Arc::new(Background {
-            state: AtomicU32::new(AT_WORK),
-            kernel: Mutex::new(()),
-            sleepers: Condvar::new(),
-        });
-        let waiting = {
-            let background = Arc::clone(&background);
-            thread::spawn(move || background.wait())
-        };
-        let early = {
-            let background = Arc::clone(&background);
-            thread::spawn(move || background.tick())
-        };
-        let mut woken = u32::from(early.join().unwrap());
-        // Others come by until the thread is known to have waited.
-        while woken == 0 {
-            woken += u32::from(background.tick());
-            thread::yield_now();
-        }
-        waiting.join().unwrap();
-        assert!(!background.tick(), "it is at work");
-    });
+fn caches_are_counted_while_their_threads_work_and_end() {
+    count_caches();
+}
+
+#[test]
+#[should_panic]
+fn a_cache_is_counted_after_its_end_if_it_stays_in_the_registry() {
+    with_broken("registry", count_caches);
+}
+
+#[test]
+fn every_call_for_blocks_is_heard_on_the_next_slow_path() {
+    hear_calls();
+}
+
+#[test]
+#[should_panic]
+fn a_call_for_blocks_is_missed_by_who_counts_for_himself() {
+    with_broken("calls", hear_calls);
 }

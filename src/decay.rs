@@ -5,33 +5,38 @@
 //! thread comes by first, a little at a time; or, if the program wants it, by a thread of its own, so that memory goes
 //! back although nobody allocates. That thread sleeps while there is nothing to do.
 
+use crate::first_use;
 use crate::heap::{Heap, Unused};
 use crate::options::Options;
 use crate::report;
 use crate::size_class::BuildGeometry;
+use crate::sync::{AtomicU32, AtomicU64, shared};
 use crate::sys;
 use crate::units::{PageCount, PageIndex};
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST_BYTES: usize = 16 << 20;
 const MOST_PAGES: PageCount = PageCount(1024);
 /// After so many passes that had nothing to do, the thread waits until memory is freed.
-const IDLE_PASSES: u32 = 4;
+pub(crate) const IDLE_PASSES: u32 = 4;
 
-/// Milliseconds from pass to pass.
-static PERIOD: AtomicU32 = AtomicU32::new(0);
-/// When the next pass is due on a slow path; `NEVER` while one is made, too.
-static DUE: AtomicU64 = AtomicU64::new(NEVER);
 const NEVER: u64 = u64::MAX;
-/// Where the pass over the pages in use goes on.
-static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
-/// Passes so far.
-static PASSES: AtomicU32 = AtomicU32::new(0);
 
-/// The thread of its own: one of the following.
-static THREAD: AtomicU32 = AtomicU32::new(UNWANTED);
+shared! {
+    /// Milliseconds from pass to pass.
+    static PERIOD: AtomicU32 = AtomicU32::new(0);
+    /// When the next pass is due on a slow path; `NEVER` while one is made, too.
+    static DUE: AtomicU64 = AtomicU64::new(NEVER);
+    /// Where the pass over the pages in use goes on.
+    static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
+    /// Passes so far.
+    static PASSES: AtomicU32 = AtomicU32::new(0);
+    /// The thread of its own: one of the following.
+    static THREAD: AtomicU32 = AtomicU32::new(UNWANTED);
+}
+
 const UNWANTED: u32 = 0;
 /// It is to be started when something is freed.
 const WANTED: u32 = 1;
@@ -123,28 +128,34 @@ fn begin_period(heap: &Heap<BuildGeometry>) {
 
 /// The thread of its own. It never allocates.
 extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
-    let Some(heap) = crate::global::heap() else { return ptr::null_mut() };
+    let Some(heap) = first_use::heap() else { return ptr::null_mut() };
     let mut idle = 0;
     loop {
         sys::sleep(u64::from(PERIOD.load(Relaxed)) * 1_000_000);
-        let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
-            + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());
-        begin_period(heap);
-        idle = if purged == 0 { idle + 1 } else { 0 };
-        if idle >= IDLE_PASSES {
-            heap.purge_table();
-            THREAD.store(WAITING, SeqCst);
-            // Who freed pages before that found nobody to wake.
-            if heap.runs().dirty_free_pages() > PageCount(0) {
-                THREAD.store(AT_WORK, Relaxed);
-                continue;
-            }
-            while THREAD.load(Relaxed) == WAITING {
-                sys::wait(&THREAD, WAITING);
-            }
-            idle = 0;
-        }
+        idle = pass_of_thread(heap, idle);
     }
+}
+
+/// What the thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
+pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
+    let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
+        + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());
+    begin_period(heap);
+    let idle = if purged == 0 { idle + 1 } else { 0 };
+    if idle < IDLE_PASSES {
+        return idle;
+    }
+    heap.purge_table();
+    THREAD.store(WAITING, SeqCst);
+    // Who freed pages before that found nobody to wake.
+    if heap.runs().dirty_free_pages() > PageCount(0) {
+        THREAD.store(AT_WORK, Relaxed);
+        return idle;
+    }
+    while THREAD.load(Relaxed) == WAITING {
+        sys::wait(&THREAD, WAITING);
+    }
+    0
 }
 
 /// Goes on in a child process, which has no thread but the one that forked.

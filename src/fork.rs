@@ -16,24 +16,26 @@
 //! miss. The C library may allocate to register them, from this very heap: see [`register`].
 
 use crate::decay;
-use crate::global::heap;
+use crate::first_use::heap;
 use crate::guarded;
 use crate::lock::Wait;
 use crate::metadata;
 use crate::profile;
 use crate::report;
+use crate::sync::{AtomicBool, AtomicUsize, shared};
 use crate::sys;
 use crate::thread_cache;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
-/// [`UNREGISTERED`], [`REGISTERED`], or the thread that is about to register the handlers.
-static REGISTRAR: AtomicUsize = AtomicUsize::new(UNREGISTERED);
+shared! {
+    /// [`UNREGISTERED`], [`REGISTERED`], or the thread that is about to register the handlers.
+    static REGISTRAR: AtomicUsize = AtomicUsize::new(UNREGISTERED);
+    /// Whether this process, or one that it is a copy of, has forked.
+    static FORKED: AtomicBool = AtomicBool::new(false);
+}
 const UNREGISTERED: usize = 0;
 /// No address of a thread.
 const REGISTERED: usize = 1;
-
-/// Whether this process, or one that it is a copy of, has forked.
-static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// Whether another process may be a copy of this one, or this of another: they then share what neither has changed.
 pub(crate) fn has_forked() -> bool {

@@ -2,71 +2,18 @@
 
 use crate::component;
 use crate::decay;
-use crate::fork;
+pub(crate) use crate::first_use::heap;
+use crate::first_use::make_heap;
 use crate::guarded;
 use crate::heap::{Heap, room_for};
-use crate::lock::{self, Once};
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
-use crate::report;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
-use crate::sys;
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-
-/// The process heap.
-static MADE: Once<Heap<BuildGeometry>> = Once::new();
-/// The thread that makes it, or 0. It does not use it meanwhile, but in a signal handler, which would wait for ever.
-static MAKER: AtomicUsize = AtomicUsize::new(0);
-/// The same for everyone to find: null until forks are provided for.
-static HEAP: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
-
-/// The process heap, if it has been made.
-#[inline]
-pub(crate) fn heap() -> Option<&'static Heap<BuildGeometry>> {
-    // SAFETY: null, or the heap in `MADE`, which stays there.
-    unsafe { HEAP.load(Ordering::Acquire).as_ref() }
-}
-
-#[cold]
-#[inline(never)]
-fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry>> {
-    let this_thread = sys::this_thread();
-    if MAKER.load(Ordering::Relaxed) == this_thread {
-        lock::end_interrupted();
-    }
-    let heap = MADE
-        .try_call_once(|| {
-            MAKER.store(this_thread, Ordering::Relaxed);
-            let options = options.with_environment();
-            let heap = Heap::for_process(&options).ok_or(())?;
-            #[cfg(feature = "hardened")]
-            if !crate::hardened::prepare(&heap) {
-                return Err(());
-            }
-            decay::start(&options);
-            guarded::start(&options);
-            Ok::<_, ()>(heap)
-        })
-        .ok();
-    let _ = MAKER.compare_exchange(this_thread, 0, Ordering::Relaxed, Ordering::Relaxed);
-    let heap = heap?;
-    // While a thread makes the key, a child forked by another would wait for it for ever. So it is made before forks
-    // are provided for, as the heap is.
-    thread_cache::exit_key();
-    if fork::register() {
-        let made = ptr::from_ref(heap).cast_mut();
-        if HEAP.swap(made, Ordering::AcqRel).is_null() {
-            profile::start();
-            report::start();
-        }
-    }
-    Some(heap)
-}
 
 /// The allocator of a program: a page allocator over one heap for the whole process, with a cache for each thread.
 ///

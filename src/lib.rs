@@ -49,6 +49,7 @@
 //! stats.rs          the resident size in parts; residency.rs, summary.rs     dump, json, html  the heap in words and pictures
 //! report.rs         what a process is asked for from outside                 profile/          who allocated what is live
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs, hardened.rs
+//! first_use.rs      how the process heap is made, and found                  sync.rs           atomics, or those of models/
 //! ```
 //!
 //! A page is Free, Divided (into blocks of one class) or part of a Multi run (one allocation). The layers know only
@@ -123,6 +124,8 @@ mod decay;
 mod dump;
 mod fault;
 #[cfg(feature = "os")]
+mod first_use;
+#[cfg(feature = "os")]
 mod fork;
 #[cfg(feature = "os")]
 mod global;
@@ -164,6 +167,8 @@ mod spans;
 #[cfg(feature = "os")]
 mod stats;
 mod summary;
+#[cfg_attr(not(feature = "os"), allow(unused_imports, unused_macros))]
+mod sync;
 #[cfg_attr(not(feature = "os"), path = "sys/bare.rs")]
 mod sys;
 #[cfg(feature = "os")]

@@ -8,12 +8,11 @@
 //! The lock knows which thread holds it. A thread that waits for itself was interrupted while it held the lock, by a
 //! signal handler that allocates: nobody can go on from there, so the process ends, with a line that says so.
 
+use crate::sync::{self, AtomicUsize, RelaxStrategy, UnsafeCell};
 use crate::sys;
-use core::cell::UnsafeCell;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use spin::RelaxStrategy;
+use core::sync::atomic::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 /// Attempts with a pause instruction between them: about a microsecond.
 const SPINS: u32 = 64;
@@ -45,7 +44,13 @@ pub(crate) struct Guard<'a, T> {
 unsafe impl<T: Sync> Sync for Guard<'_, T> {}
 
 impl<T> Lock<T> {
+    #[cfg(not(loom))]
     pub(crate) const fn new(value: T) -> Lock<T> {
+        Lock { holder: AtomicUsize::new(NOBODY), value: UnsafeCell::new(value) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new(value: T) -> Lock<T> {
         Lock { holder: AtomicUsize::new(NOBODY), value: UnsafeCell::new(value) }
     }
 
@@ -156,7 +161,7 @@ impl Wait {
     pub(crate) fn relax(&mut self) {
         self.attempts += 1;
         if self.attempts <= SPINS {
-            core::hint::spin_loop();
+            sync::spin_loop();
         } else if self.attempts <= SPINS + YIELDS {
             sys::yield_now();
         } else {
@@ -167,7 +172,7 @@ impl Wait {
 }
 
 /// A value that is made by the first thread to want it; the others sleep meanwhile.
-pub(crate) type Once<T> = spin::once::Once<T, Asleep>;
+pub(crate) type Once<T> = sync::Once<T, Asleep>;
 
 /// How a thread waits for a [`Once`].
 #[derive(Debug)]

@@ -192,7 +192,9 @@ fn compete() {
     let [theirs, ours] =
         [Allocator::OfTheCLibrary, Allocator::This].map(|allocator| measure(allocator, length).quantile(999));
     println!("p99.9 is {:.2} times the C library's", ours.as_secs_f64() / theirs.as_secs_f64());
-    assert!(seconds.is_none() || ours <= theirs * 10, "p99.9: {ours:?}, of the C library's {theirs:?}");
+    // Half a second beside other tests tells only what is far off.
+    let most = if seconds.is_some() { theirs * 10 } else { (theirs * 100).max(Duration::from_millis(20)) };
+    assert!(ours <= most, "p99.9: {ours:?}, of the C library's {theirs:?}");
     HEAP.check().expect("the table is sound");
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows what each check is for. The tests of misuse, signals and forks run against builds of the library without one of
-# them: then what it finds goes unnoticed, a block has two owners, or the process hangs. With all checks they pass.
+# them: then what it finds goes unnoticed, a block has two owners, the page table is wrong, or the process hangs. With all checks they pass.
 #
 #   tests/unchecked.sh [check...]
 set -euo pipefail
@@ -11,12 +11,12 @@ base="${CARGO_TARGET_DIR:-target}"
 table='
 tag    | misuse  | global::a_block_as_one_of_another_size                    | the misuse went unnoticed
 tag    | misuse  | heap::a_block_as_one_of_another_size                      | the misuse went unnoticed
-mark   | misuse  | global::a_block_twice_in_a_row_before_it_is_handed_out_twice | unnoticed
-mark   | misuse  | global::a_block_by_two_threads_before_it_is_handed_out_twice | unnoticed
+mark   | misuse  | global::a_block_twice_in_a_row_before_it_is_handed_out_twice | two owners
+mark   | misuse  | global::a_block_by_two_threads_before_it_is_handed_out_twice | two owners
 mark   | misuse  | global::a_block_that_is_written_to_after_it_was_freed     | unnoticed
 put    | misuse  | heap::a_block_twice                                       | the misuse went unnoticed
 put    | misuse  | heap::the_middle_of_a_block                               | the misuse went unnoticed
-put    | misuse  | global::a_block_twice_by_the_end_of_the_thread            | the misuse went unnoticed
+put    | misuse  | global::a_block_twice_by_the_end_of_the_thread            | subtract with overflow
 put    | misuse  | global::the_middle_of_a_block_by_the_end_of_the_thread    | the misuse went unnoticed
 run    | misuse  | heap::a_run_of_another_length                             | the misuse went unnoticed
 run    | misuse  | heap::the_middle_of_the_first_page_of_a_run               | the misuse went unnoticed

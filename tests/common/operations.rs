@@ -1,8 +1,10 @@
 //! Operations on a heap, decoded from bytes: for a fuzzer, and for those who replay what it found.
 
 use super::pattern::{fill, verify};
-use page_memory_allocator::{Heap, HeapOptions};
-use std::alloc::Layout;
+use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
+use std::alloc::{GlobalAlloc, Layout};
+use std::sync::{Mutex, mpsc};
+use std::thread;
 
 /// Blocks that are held at a time.
 const SLOTS: usize = 64;
@@ -15,6 +17,69 @@ struct Block {
     seed: usize,
 }
 
+/// Live blocks, by slot.
+struct Slots([Option<Block>; SLOTS]);
+
+// SAFETY: a slot owns its block, which any thread may use and free.
+unsafe impl Send for Slots {}
+
+/// What operations are done to.
+trait Target {
+    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8;
+    /// # Safety
+    /// As for [`GlobalAlloc::realloc`].
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8;
+    /// # Safety
+    /// As for [`GlobalAlloc::dealloc`].
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout);
+    fn purge(&self);
+    /// Panics unless the table is sound.
+    fn check(&self);
+}
+
+impl Target for Heap {
+    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+        if zeroed { self.alloc_zeroed(layout) } else { self.alloc(layout) }
+    }
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.realloc(block, layout, size) }
+    }
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.dealloc(block, layout) }
+    }
+    fn purge(&self) {
+        self.purge();
+    }
+    fn check(&self) {
+        self.check().expect("the table is sound");
+    }
+}
+
+impl Target for PageAllocator {
+    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+        // SAFETY: a size of zero is served as one byte.
+        unsafe {
+            if zeroed { GlobalAlloc::alloc_zeroed(self, layout) } else { GlobalAlloc::alloc(self, layout) }
+        }
+    }
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's contract is the same.
+        unsafe { GlobalAlloc::realloc(self, block, layout, size) }
+    }
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract is the same.
+        unsafe { GlobalAlloc::dealloc(self, block, layout) }
+    }
+    fn purge(&self) {
+        self.purge();
+    }
+    fn check(&self) {
+        self.check().expect("the table is sound");
+    }
+}
+
 /// Does what `bytes` say to a heap of its own, and verifies after each step that blocks hold what was written to them, and
 /// at the end that the page table is sound and everything is free again.
 ///
@@ -25,32 +90,74 @@ pub fn run(bytes: &[u8]) {
     let page_size = 512 << (first % 8);
     let heap = HeapOptions::new().capacity(64 * page_size).page_size(page_size).build();
     let heap = heap.expect("the system has so many addresses");
-    let mut slots: [Option<Block>; SLOTS] = [None; SLOTS];
+    let mut slots = Slots([None; SLOTS]);
     for (number, operation) in operations.chunks_exact(5).enumerate() {
-        let &[what, slot, low, high, align] = operation else { unreachable!("they are five") };
-        let size = usize::from(u16::from_le_bytes([low, high]));
-        // Small sizes more often than large ones.
-        let size = if what & 0x80 == 0 { size % 256 } else { size };
-        let layout = Layout::from_size_align(size, 1 << (align % 12)).expect("a small layout");
-        let slot = &mut slots[usize::from(slot) % SLOTS];
-        match what % 8 {
-            0..4 => {
-                free(&heap, slot);
-                *slot = alloc(&heap, layout, what % 8 == 3, number);
-            }
-            4 | 5 => resize(&heap, slot, size, number),
-            6 => free(&heap, slot),
-            _ if what & 0x40 == 0 => _ = heap.purge(),
-            _ => _ = heap.check().expect("the table is sound"),
-        }
+        step(&heap, &mut slots, number, operation);
     }
-    slots.iter_mut().for_each(|slot| free(&heap, slot));
+    slots.0.iter_mut().for_each(|slot| free(&heap, slot));
     let census = heap.check().expect("the table is sound");
     assert_eq!((census.live_block_bytes, census.multi_pages), (0, 0), "all was freed");
 }
 
-fn alloc(heap: &Heap, layout: Layout, zeroed: bool, seed: usize) -> Option<Block> {
-    let start = if zeroed { heap.alloc_zeroed(layout) } else { heap.alloc(layout) };
+/// Does what `bytes` say to the process heap, as [`run`] does. Each operation is done by one of two threads, one at a time:
+/// a bit of its second byte says by which. So they have caches, and free what the other allocated.
+#[allow(dead_code)] // not by the fuzzer, for whom a step is to be quick
+pub fn run_in_threads(heap: &'static PageAllocator, bytes: &[u8]) {
+    let slots = Mutex::new(Slots([None; SLOTS]));
+    let operations = bytes.get(1..).unwrap_or_default();
+    thread::scope(|scope| {
+        let slots = &slots;
+        let threads = [(); 2].map(|()| {
+            let (send, receive) = mpsc::channel::<(usize, [u8; 5])>();
+            let (done, wait) = mpsc::channel();
+            let thread = scope.spawn(move || {
+                for (number, operation) in receive {
+                    step(
+                        heap,
+                        &mut slots.lock().expect("the other thread did not panic"),
+                        number,
+                        &operation,
+                    );
+                    done.send(()).expect("somebody waits");
+                }
+            });
+            (send, wait, thread)
+        });
+        for (number, operation) in operations.chunks_exact(5).enumerate() {
+            let (send, wait, _) = &threads[usize::from(operation[1] >> 7)];
+            send.send((number, operation.try_into().expect("they are five"))).expect("the thread is there");
+            wait.recv().expect("the operation went well");
+        }
+        for (send, _, thread) in threads {
+            drop(send);
+            // Until its cache is empty, too.
+            thread.join().expect("it did not panic");
+        }
+    });
+    slots.into_inner().expect("no thread panicked").0.iter_mut().for_each(|slot| free(heap, slot));
+}
+
+fn step(target: &impl Target, slots: &mut Slots, number: usize, operation: &[u8]) {
+    let &[what, slot, low, high, align] = operation else { unreachable!("they are five") };
+    let size = usize::from(u16::from_le_bytes([low, high]));
+    // Small sizes more often than large ones.
+    let size = if what & 0x80 == 0 { size % 256 } else { size };
+    let layout = Layout::from_size_align(size, 1 << (align % 12)).expect("a small layout");
+    let slot = &mut slots.0[usize::from(slot) % SLOTS];
+    match what % 8 {
+        0..4 => {
+            free(target, slot);
+            *slot = alloc(target, layout, what % 8 == 3, number);
+        }
+        4 | 5 => resize(target, slot, size, number),
+        6 => free(target, slot),
+        _ if what & 0x40 == 0 => target.purge(),
+        _ => target.check(),
+    }
+}
+
+fn alloc(target: &impl Target, layout: Layout, zeroed: bool, seed: usize) -> Option<Block> {
+    let start = target.alloc(layout, zeroed);
     if start.is_null() {
         return None;
     }
@@ -63,11 +170,11 @@ fn alloc(heap: &Heap, layout: Layout, zeroed: bool, seed: usize) -> Option<Block
     Some(Block { start, layout, seed })
 }
 
-fn resize(heap: &Heap, slot: &mut Option<Block>, size: usize, seed: usize) {
+fn resize(target: &impl Target, slot: &mut Option<Block>, size: usize, seed: usize) {
     let Some(Block { start, layout, seed: old_seed }) = *slot else { return };
     // SAFETY: the block is live and has that layout; it is as long as what is looked at and written.
     unsafe {
-        let moved = heap.realloc(start, layout, size);
+        let moved = target.realloc(start, layout, size);
         if moved.is_null() {
             verify(start, layout.size(), old_seed);
             return;
@@ -80,12 +187,12 @@ fn resize(heap: &Heap, slot: &mut Option<Block>, size: usize, seed: usize) {
     }
 }
 
-fn free(heap: &Heap, slot: &mut Option<Block>) {
+fn free(target: &impl Target, slot: &mut Option<Block>) {
     if let Some(Block { start, layout, seed }) = slot.take() {
         // SAFETY: the block is live, has that layout, and is given up.
         unsafe {
             verify(start, layout.size(), seed);
-            heap.dealloc(start, layout);
+            target.dealloc(start, layout);
         }
     }
 }

@@ -1,0 +1,17 @@
+//! What threads have in common: the core's atomics and cells, and statics made of them.
+//!
+//! Sources that name these by this module (`lock.rs`, `fork.rs`, `decay.rs`, `first_use.rs`) are compiled a second time by
+//! `models/`, whose module of this name has loom's instead: there every order of what threads do is tried.
+
+pub(crate) use core::cell::UnsafeCell;
+pub(crate) use core::hint::spin_loop;
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+pub(crate) use spin::{RelaxStrategy, once::Once};
+
+/// Statics that threads have in common. Loom's are made anew for each order.
+macro_rules! shared {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;)*) => {
+        $($(#[$attribute])* static $name: $type = $value;)*
+    };
+}
+pub(crate) use shared;
