@@ -6,7 +6,7 @@
 //! is allocated, and stands for the inverse of that many. Bytes are counted by each thread's cache: a [`Countdown`].
 //!
 //! Unless the interval was asked for, a countdown whose samples come too soon one after the other, as those of a loop do
-//! that allocates many gigabytes a second, doubles its interval, and halves it again when they do not. The next distance
+//! that allocates many gigabytes a second, doubles its interval, and goes back as soon as they do not. The next distance
 //! alone depends on that, and each sample remembers its own interval, so it stands for as many as it should.
 //!
 //! A sampled allocation is always a run of pages, even if it would fit a block. That is what makes sampling free for
@@ -42,7 +42,7 @@ const USUAL_INTERVAL: usize = 512 << 10;
 /// Nanoseconds between two samples below which the interval doubles: fifty times what a sample takes.
 const SOON: u64 = 20_000;
 /// Times that it doubles at most.
-const MOST_DOUBLINGS: u32 = 8;
+const MOST_DOUBLINGS: u32 = 6;
 
 static INTERVAL: AtomicUsize = AtomicUsize::new(USUAL_INTERVAL);
 /// Whether intervals may double: nobody has asked for one.
@@ -56,12 +56,14 @@ std::thread_local! {
 
 /// Looks at the environment. To be called once, when the heap is in use.
 pub(crate) fn start() {
-    let mut interval = USUAL_INTERVAL;
-    options::set(&mut interval, c"PMA_PROFILE_BYTES", "it takes bytes, or so many K, M or G", |value| {
-        options::parse_bytes(value).filter(|&bytes| bytes > 0)
+    let mut asked = None;
+    options::set(&mut asked, c"PMA_PROFILE_BYTES", "it takes bytes, or so many K, M or G", |value| {
+        options::parse_bytes(value).filter(|&bytes| bytes > 0).map(Some)
     });
-    INTERVAL.store(interval, Relaxed);
-    YIELDS.store(interval == USUAL_INTERVAL, Relaxed);
+    if let Some(interval) = asked {
+        INTERVAL.store(interval, Relaxed);
+        YIELDS.store(false, Relaxed);
+    }
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     unwind::start();
 }
@@ -129,11 +131,10 @@ impl Countdown {
             let now = sys::nanoseconds();
             let since = now - self.picked.replace(now).min(now);
             let doublings = self.doublings.get();
-            if since < SOON {
-                self.doublings.set((doublings + 1).min(MOST_DOUBLINGS));
-            } else if since > 2 * SOON {
-                self.doublings.set(doublings.saturating_sub(1));
-            }
+            self.doublings.set(match since / SOON {
+                0 => (doublings + 1).min(MOST_DOUBLINGS),
+                times => doublings.saturating_sub(times.ilog2()),
+            });
         }
         self.draw();
         interval
@@ -280,5 +281,47 @@ impl PageAllocator {
             }
             Profile::new(samples, INTERVAL.load(Relaxed))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_countdown_whose_samples_come_soon_yields_and_its_estimate_is_right_all_the_same() {
+        let countdown = Countdown::new();
+        let (size, times) = (1 << 20, 300_000);
+        let (mut sampled, mut estimated) = (0, 0.0);
+        for _ in 0..times {
+            if countdown.is_due(size) {
+                let interval = countdown.next();
+                sampled += 1;
+                estimated += -1.0 / (-(size as f64) / interval as f64).exp_m1();
+            }
+        }
+        // The interval is a half of the size: but for the first few, it does not stay at that.
+        assert!(sampled < times / 10, "{sampled} of {times} sampled");
+        let error = (estimated - f64::from(times)) / f64::from(times);
+        assert!(error.abs() < 0.06, "estimated {estimated} of {times}, from {sampled} samples");
+        thread::sleep(Duration::from_millis(5));
+        countdown.next();
+        assert_eq!(countdown.interval(), USUAL_INTERVAL);
+    }
+
+    #[test]
+    fn distances_are_as_long_as_asked_for_on_average() {
+        let countdown = Countdown::new();
+        let drawn = 100_000;
+        let sum: f64 = (0..drawn)
+            .map(|_| {
+                countdown.draw();
+                countdown.left.get() as f64
+            })
+            .sum();
+        let mean = sum / f64::from(drawn);
+        assert!((mean / USUAL_INTERVAL as f64 - 1.0).abs() < 0.02, "{mean}");
     }
 }

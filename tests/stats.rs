@@ -110,7 +110,9 @@ fn the_parts_of_the_resident_size_add_up_to_what_the_system_says() {
         // Freed, the run is free pages, or nothing if they were purged; the sums hold either way.
         drop(black_box(written));
         let freed = checked_stats();
-        assert!(freed.resident.live_run_bytes < MIB);
+        // Sampled blocks are runs, in pages that have been written to.
+        let sampled = if cfg!(feature = "profile") { 10 * MIB } else { 0 };
+        assert!(freed.resident.live_run_bytes < MIB + sampled);
         assert!(freed.resident.free_page_bytes <= freed.free.resident_pages.get() * freed.summary.page_size);
         black_box((zeros, blocks));
     });
