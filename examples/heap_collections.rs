@@ -4,6 +4,9 @@
 //! ```text
 //! cargo run --release --features allocator-api2 --example heap_collections
 //! ```
+//!
+//! With a nightly compiler and the feature `nightly` instead, the standard `Vec` and `Box` take the same `&heap`: see
+//! `tests/standard_collections.rs`. There is no second example of that, which a stable compiler could not build.
 
 use allocator_api2::boxed::Box;
 use allocator_api2::vec::Vec;

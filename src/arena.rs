@@ -147,6 +147,22 @@ impl Arena {
         }
     }
 
+    /// Has the system use no huge page for the range of one in which an offset lies, as far as it is committed.
+    #[cfg(feature = "os")]
+    pub(crate) fn forgo_huge_page(&self, offset: usize, committed: usize) {
+        let start = offset - offset % HUGE_PAGE;
+        let range = start.max(self.huge_from())..(start + HUGE_PAGE).min(committed);
+        if !range.is_empty() {
+            self.advise_huge(range, false);
+        }
+    }
+
+    /// Whether the system may back what lies at an offset with a huge page.
+    #[cfg(feature = "os")]
+    pub(crate) fn may_be_huge(&self, offset: usize) -> bool {
+        offset >= self.huge_from()
+    }
+
     /// Has the system use no more huge pages but for large runs, of which `committed` bytes are committed.
     pub(crate) fn forgo_huge_pages(&self, committed: usize) {
         let bytes = self.bytes;

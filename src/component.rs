@@ -16,7 +16,6 @@ pub(crate) use caches::{
 pub use future::InComponent;
 pub use stats::ComponentStats;
 
-use crate::global;
 use crate::heap::LEDGER;
 use crate::ledger::{Account, SoftLimitListener};
 use crate::thread_cache::ThreadCache;
@@ -54,7 +53,7 @@ use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
 ///
 /// # What it costs
 /// Nothing outside. To enter and leave, a few loads and stores. For each component and size class in use, a page that
-/// is not full; for each component and thread, a cache of 8 KiB. There can be as many components as 256 less the
+/// is not full; for each component and thread, an OS page for the cache, and the blocks that wait in it. There can be as many components as 256 less the
 /// shards of the build (240); those of one name are one. They are never given up: it is for the parts of a program,
 /// not for requests.
 ///
@@ -209,9 +208,6 @@ impl Component {
                 account.set_soft_limit(bytes, listener);
             }
         });
-        if let Some(heap) = global::heap() {
-            heap.forgo_huge_pages();
-        }
         self.index.store(index.map_or(REFUSED, |index| index.0.into()), Relaxed);
         index
     }
@@ -229,6 +225,15 @@ impl fmt::Debug for Component {
 
 /// The calling thread is inside a component until this is dropped. Several are to be dropped in reverse order, as
 /// variables are.
+///
+/// ```
+/// use page_memory_allocator::{Component, Inside};
+///
+/// static INDEX: Component = Component::new("index");
+/// let inside: Inside = INDEX.inside();
+/// // A panic here would leave the component, too.
+/// drop(inside);
+/// ```
 #[must_use = "the component is left when this is dropped"]
 #[derive(Debug)]
 pub struct Inside {

@@ -61,6 +61,16 @@ pub struct PageAllocator {
 }
 
 /// What is called when an allocation cannot be served: see [`PageAllocator::on_out_of_memory`].
+///
+/// ```
+/// use page_memory_allocator::{OutOfMemory, PageAllocator};
+/// use std::alloc::Layout;
+///
+/// /// Nothing here can be freed: the allocation is refused.
+/// const GIVE_UP: OutOfMemory = |_: Layout| false;
+/// static HEAP: PageAllocator = PageAllocator::new().on_out_of_memory(GIVE_UP);
+/// # let _ = &HEAP;
+/// ```
 pub type OutOfMemory = fn(Layout) -> bool;
 
 impl PageAllocator {
@@ -80,7 +90,8 @@ impl PageAllocator {
     }
 
     /// Whether a thread of its own gives free memory back, so that this does not depend on anybody's allocating.
-    /// False unless set. The thread sleeps until memory is freed. It has a small stack, and all signals blocked.
+    /// False unless set. The thread sleeps until memory is freed. It has a small stack, and all signals blocked. There is
+    /// none if free memory is [never](Self::purge_after_ms) to go back by itself.
     pub const fn background_purge(mut self, thread: bool) -> PageAllocator {
         self.options.background_purge = thread;
         self
@@ -91,6 +102,18 @@ impl PageAllocator {
     ///
     /// Runs of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
     /// asks for so many zeros may mean to use only a few of them.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new().huge_pages(false);
+    ///
+    /// fn main() {
+    ///     let small_in_a_container = vec![1u8; 1 << 20];
+    ///     assert_eq!(small_in_a_container.len(), 1 << 20);
+    /// }
+    /// ```
     pub const fn huge_pages(mut self, huge_pages: bool) -> PageAllocator {
         self.options.huge_pages = huge_pages;
         self
@@ -116,6 +139,20 @@ impl PageAllocator {
     /// time. Counted are the allocations that threads' caches do not serve by themselves, each refill as so many blocks.
     /// What is allocated inside a [component](crate::Component) is not guarded. The handler is installed with the first
     /// guarded block; a program that installs one later should call the former one from it, as crash handlers do.
+    ///
+    /// ```
+    /// use page_memory_allocator::{GuardedStats, PageAllocator};
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new().guard_sample(20);
+    ///
+    /// fn main() {
+    ///     let blocks: Vec<Box<[u8; 3000]>> = (0..1000).map(|_| Box::new([1; 3000])).collect();
+    ///     // Some of them are guarded.
+    ///     let guarded: GuardedStats = HEAP.stats().guarded;
+    ///     assert!(guarded.live_blocks > 0 && guarded.live_bytes < blocks.len() * 3000);
+    /// }
+    /// ```
     pub const fn guard_sample(mut self, n: u32) -> PageAllocator {
         self.options.guard_sample = n;
         self
@@ -180,6 +217,13 @@ impl PageAllocator {
     }
 
     /// The version of this crate.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// println!("page_memory_allocator {}", PageAllocator::version());
+    /// assert!(PageAllocator::version().starts_with("0."));
+    /// ```
     pub const fn version() -> &'static str {
         env!("CARGO_PKG_VERSION")
     }

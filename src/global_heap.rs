@@ -43,6 +43,21 @@ impl GlobalHeap {
 
     /// [`init`](Self::init) with memory that no reference can be had of.
     ///
+    /// ```
+    /// use page_memory_allocator::{GlobalHeap, HeapOptions, SizeClasses};
+    /// use std::ptr::NonNull;
+    ///
+    /// static HEAP: GlobalHeap =
+    ///     GlobalHeap::new(HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO));
+    ///
+    /// // A leaked array stands for a region that a linker script names.
+    /// let region = NonNull::from(vec![0u8; 65536].leak());
+    /// // SAFETY: nothing else uses the region, ever.
+    /// let heap = unsafe { HEAP.init_region(region) }?;
+    /// assert!(std::ptr::eq(heap, HEAP.get().unwrap()));
+    /// # Ok::<(), page_memory_allocator::HeapError>(())
+    /// ```
+    ///
     /// # Errors
     /// As for [`init`](Self::init).
     ///

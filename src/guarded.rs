@@ -90,7 +90,7 @@ struct Record {
     freed_by: AtomicU32,
 }
 
-/// Guarded blocks: see [`PageAllocator::guard_sample`](crate::PageAllocator::guard_sample).
+/// Guarded blocks: see [`PageAllocator::guard_sample`](crate::PageAllocator::guard_sample), which has an example.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct GuardedStats {

@@ -73,6 +73,21 @@ struct LockedBin(Lock<Bin>);
 /// drop(heap);
 /// numbers.push(2); // The heap is borrowed: this does not compile.
 /// ```
+///
+/// In the other order it does:
+///
+#[cfg_attr(feature = "allocator-api2", doc = "```")]
+#[cfg_attr(not(feature = "allocator-api2"), doc = "```ignore")]
+/// use allocator_api2::vec::Vec;
+/// use page_memory_allocator::HeapOptions;
+///
+/// let heap = HeapOptions::new().build().unwrap();
+/// let mut numbers = Vec::new_in(&heap);
+/// numbers.push(1);
+/// numbers.push(2);
+/// drop(numbers);
+/// drop(heap);
+/// ```
 pub struct Heap<G: Geometry = CustomGeometry> {
     table: PageTable<G>,
     /// The page lock: which pages are free, and the headers of those that are not Divided.
@@ -282,6 +297,23 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// [`alloc`](Self::alloc), with all bytes zero.
+    ///
+    /// ```
+    /// # #[cfg(feature = "os")]
+    /// # {
+    /// use page_memory_allocator::HeapOptions;
+    /// use std::alloc::Layout;
+    ///
+    /// let heap = HeapOptions::new().build().unwrap();
+    /// let layout = Layout::new::<[u64; 10]>();
+    /// let numbers = heap.alloc_zeroed(layout).cast::<[u64; 10]>();
+    /// // SAFETY: the block is live, has this layout, and zeros are numbers.
+    /// unsafe {
+    ///     assert_eq!(*numbers, [0; 10]);
+    ///     heap.dealloc(numbers.cast(), layout);
+    /// }
+    /// # }
+    /// ```
     pub fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match self.geometry().class_of(layout) {
             ClassIndex::NONE => self.alloc_run(ComponentIndex::NONE, layout, true),
@@ -297,6 +329,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Frees a block. A pointer or layout that the page table contradicts ends the process.
+    /// [`alloc`](Self::alloc) has an example.
     ///
     /// # Safety
     /// `ptr` was allocated from this heap with `layout` and has not been freed since.
@@ -309,6 +342,25 @@ impl<G: Geometry> Heap<G> {
 
     /// Makes a block of `layout` one of `new_size` bytes, where it stands or elsewhere, with the contents kept as
     /// far as both reach. Null, and the block untouched, if that cannot be served.
+    ///
+    /// ```
+    /// # #[cfg(feature = "os")]
+    /// # {
+    /// use page_memory_allocator::HeapOptions;
+    /// use std::alloc::Layout;
+    ///
+    /// let heap = HeapOptions::new().build().unwrap();
+    /// let (short, long) = (Layout::new::<[u8; 100]>(), Layout::new::<[u8; 100_000]>());
+    /// let block = heap.alloc(short);
+    /// // SAFETY: the block is live, with the layout that it has at each time.
+    /// unsafe {
+    ///     block.write_bytes(7, 100);
+    ///     let longer = heap.realloc(block, short, long.size());
+    ///     assert!(!longer.is_null() && longer.add(99).read() == 7);
+    ///     heap.dealloc(longer, long);
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Safety
     /// As for [`dealloc`](Self::dealloc); `new_size` rounded up to the layout's alignment does not exceed
@@ -352,6 +404,21 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// What `page` is at this moment.
+    ///
+    /// ```
+    /// # #[cfg(feature = "os")]
+    /// # {
+    /// use page_memory_allocator::HeapOptions;
+    /// use page_memory_allocator::page_table::PageState;
+    /// use page_memory_allocator::units::PageIndex;
+    /// use std::alloc::Layout;
+    ///
+    /// let heap = HeapOptions::new().page_size(4096).build().unwrap();
+    /// assert_eq!(heap.page_state(PageIndex(0)), PageState::Free);
+    /// heap.alloc(Layout::new::<[u8; 100]>());
+    /// assert!(matches!(heap.page_state(PageIndex(0)), PageState::Divided { live_blocks: 1, .. }));
+    /// # }
+    /// ```
     ///
     /// # Panics
     /// If the heap has no such page.
@@ -403,6 +470,17 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Bytes of address space in the arena.
+    ///
+    /// ```
+    /// # #[cfg(feature = "os")]
+    /// # {
+    /// use page_memory_allocator::HeapOptions;
+    ///
+    /// let heap = HeapOptions::new().capacity(1 << 20).build().unwrap();
+    /// assert_eq!(heap.reserved_bytes(), heap.pages().get() * heap.page_size());
+    /// assert_eq!((heap.committed_bytes(), heap.start().addr() % heap.page_size()), (0, 0));
+    /// # }
+    /// ```
     pub fn reserved_bytes(&self) -> usize {
         self.table.capacity().bytes(self.geometry().page_shift())
     }

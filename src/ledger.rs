@@ -16,9 +16,19 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering:
 pub(crate) const MOST_COMPONENTS: usize = u8::MAX as usize + 1 - SHARDS;
 
 /// What is called when a component exceeds its soft limit.
+///
+/// ```
+/// use page_memory_allocator::{Component, SoftLimitExceeded, SoftLimitListener};
+///
+/// const LISTENER: SoftLimitListener = |exceeded: &SoftLimitExceeded| {
+///     eprintln!("{} holds {} bytes, more than {}", exceeded.name, exceeded.held_bytes, exceeded.soft_limit);
+/// };
+/// static CACHE: Component = Component::new("cache").soft_limit(48 << 20, LISTENER);
+/// # let _ = &CACHE;
+/// ```
 pub type SoftLimitListener = fn(&SoftLimitExceeded);
 
-/// The state of a component whose soft limit was exceeded.
+/// The state of a component whose soft limit was exceeded: what a [`SoftLimitListener`] is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct SoftLimitExceeded {

@@ -99,6 +99,27 @@
 //! allocation, panic, unwinding or std I/O inside the allocator. No walk over all pages to serve a request. No free that
 //! the page table contradicts.
 //!
+//! # Examples
+//!
+//! Every public type has an example, and every function and method is used in one: its own, or that of its type or of a
+//! neighbour, as builders and getters are. The fields of figures are not all shown; each says what it counts.
+//! [`page_table`], [`runs`], [`size_class`] and [`units`] are public for tests, fuzzing and benches: each has one example,
+//! at its head. Programs, from a few lines to a service over HTTP, are in `examples/`.
+//!
+//! ```
+//! use page_memory_allocator::PageAllocator;
+//!
+//! #[global_allocator]
+//! static HEAP: PageAllocator = PageAllocator::new();
+//!
+//! fn main() -> std::fmt::Result {
+//!     let mut page = String::new();
+//!     HEAP.dump_html(&mut page)?; // to be looked at in a browser
+//!     assert!(page.ends_with("</html>\n"));
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # Features
 //!
 //! `std` (default): thread caches through `thread_local!`. `initial-exec`: thread caches through a thread-local symbol
@@ -112,6 +133,8 @@
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
 // Without an operating system there are no thread caches, who are the only ones to use some of the layers below them.
 #![cfg_attr(not(feature = "os"), allow(dead_code))]
+// Nor is there what some of the documentation leads to, which speaks of all features.
+#![cfg_attr(not(feature = "os"), allow(rustdoc::broken_intra_doc_links))]
 #[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
 #[cfg(any(feature = "allocator-api2", feature = "nightly"))]

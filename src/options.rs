@@ -117,6 +117,7 @@ mod tests {
             (Some(true), Some(false), None)
         );
         assert_eq!((parse_bytes("4096"), parse_bytes("3M")), (Some(4096), Some(3 << 20)));
+        assert_eq!((parse_bytes("5K"), parse_bytes("2G")), (Some(5 << 10), Some(2 << 30)));
         assert_eq!((parse_bytes("M"), parse_bytes("99999999999G"), parse_bytes("1.5G")), (None, None, None));
     }
 }

@@ -18,6 +18,33 @@
 //! The table is plain data: no lock, no static, no system call. Who may touch what is said by the arguments:
 //! `&mut Runs` is needed to make a page Free or to take it from there, and `&mut Bin` to use the Divided pages of
 //! the bin's class and shard. Whoever locks those two has locked the table.
+//!
+//! The module is public for tests, fuzzing and benches, which drive a table without a heap around it:
+//!
+//! ```
+//! use core::ptr::NonNull;
+//! use page_memory_allocator::page_table::{Bin, PageTable, Tag};
+//! use page_memory_allocator::size_class::{CustomGeometry, SizeClasses};
+//! use page_memory_allocator::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
+//!
+//! let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
+//! let mut storage = vec![0u64; PageTable::storage(geometry, PageCount(8)).div_ceil(8)];
+//! let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
+//! // SAFETY: the storage is zeroed, aligned, long enough, and nothing else's.
+//! let (table, mut runs) = unsafe { PageTable::new(geometry, 0x10000, PageCount(8), start) };
+//! runs.grow(PageCount(8));
+//!
+//! let (mut bin, tag, page) = (Bin::new(), Tag::new(ShardIndex(0), ClassIndex(4)), PageIndex(0));
+//! table.claim_divided(&mut runs, &mut bin, tag, page);
+//! let mut blocks = [0; 3];
+//! let mut divided = table.divided(&mut bin, page);
+//! assert_eq!(divided.take(&mut blocks).0, 3);
+//! assert_eq!((blocks[2], divided.live()), (0x10000, 3)); // the table never touches the memory that it is of
+//! divided.settle();
+//! // SAFETY: all bins and the runs are this thread's.
+//! let census = unsafe { table.check(&runs) }.unwrap();
+//! assert_eq!((census.divided_pages, census.live_blocks, census.free_pages), (1, 3, 7));
+//! ```
 
 mod bin;
 mod check;

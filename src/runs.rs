@@ -10,6 +10,23 @@
 //!
 //! All storage is handed in zeroed, and zero means *not available*: a table for terabytes costs memory only for
 //! the part of the arena that has been in use.
+//!
+//! The module is public for tests, fuzzing and benches:
+//!
+//! ```
+//! use page_memory_allocator::runs::{Runs, Summary};
+//! use page_memory_allocator::units::{PageCount, PageIndex};
+//!
+//! let (words, nodes) = Runs::storage(PageCount(1000));
+//! let [mut free, mut dirty, mut idle] = [(); 3].map(|()| vec![0; words]);
+//! let mut summaries = vec![Summary::default(); nodes];
+//! let mut runs = Runs::new(PageCount(1000), &mut free, &mut dirty, &mut idle, &mut summaries);
+//! runs.grow(PageCount(100));
+//! runs.claim(PageIndex(0), PageCount(10));
+//! runs.release(PageIndex(2), PageCount(3));
+//! assert_eq!(runs.find(PageCount(3)), Some(PageIndex(2)));
+//! assert_eq!(runs.find(PageCount(4)), Some(PageIndex(10)));
+//! ```
 
 use crate::units::{PageCount, PageIndex};
 

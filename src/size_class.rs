@@ -6,6 +6,18 @@
 //! a power of two `a` has blocks that are multiples of `a`*. A layout is therefore served by the class of its
 //! size rounded up to its alignment, and needs no other care (blocks lie at multiples of their size from the
 //! start of a page, and pages at multiples of theirs).
+//!
+//! The module is public for tests and for those who want to know the classes of the build:
+//!
+//! ```
+//! use core::alloc::Layout;
+//! use page_memory_allocator::size_class::{BuildGeometry, Geometry, SizeClasses, built};
+//!
+//! let class = BuildGeometry.class_of(Layout::new::<[u8; 100]>());
+//! let block = SizeClasses::BUILD.block(class);
+//! assert!(block >= 100 && block <= built::LARGEST_CLASS);
+//! assert_eq!(BuildGeometry.capacity(class), built::PAGE_SIZE / block);
+//! ```
 
 use crate::units::ClassIndex;
 use core::alloc::Layout;

@@ -10,18 +10,20 @@ use core::fmt;
 /// The figures of a heap at one time. It is as large as they are, some kilobytes, and allocates nothing.
 ///
 /// ```
-/// use page_memory_allocator::PageAllocator;
+/// use page_memory_allocator::{PageAllocator, Snapshot};
 ///
 /// #[global_allocator]
 /// static HEAP: PageAllocator = PageAllocator::new();
 ///
 /// fn main() {
-///     let before = HEAP.snapshot();
-///     let kept: Vec<Box<[u8; 200]>> = (0..1000).map(|_| Box::new([1; 200])).collect();
-///     let difference = HEAP.snapshot().diff(&before);
-///     let class = difference.classes().find(|class| class.block == 208).unwrap();
-///     assert!(class.live_blocks >= kept.len() as isize);
-///     println!("{difference}");
+///     let before: Snapshot = HEAP.snapshot();
+///     let kept = vec![1u8; 1 << 20];
+///     let mut picture = String::new();
+///     HEAP.dump_html_since(&before, &mut picture).unwrap();
+///     let mut document = String::new();
+///     HEAP.dump_json_since(&before, &mut document).unwrap();
+///     assert!(picture.contains("<html") && document.contains("\"before\":"));
+///     assert!(HEAP.snapshot().stats().live_bytes() >= kept.len());
 /// }
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +59,25 @@ impl Snapshot {
 ///
 /// [`Display`](fmt::Display) writes by how much the resident size and the bytes handed out have changed, and a line for
 /// the runs and each size class that did, those with the most live bytes gained first.
+///
+/// ```
+/// use page_memory_allocator::{ClassChange, Difference, PageAllocator};
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new();
+///
+/// fn main() {
+///     let before = HEAP.snapshot();
+///     let kept: Vec<Box<[u8; 200]>> = (0..1000).map(|_| Box::new([1; 200])).collect();
+///     let run = vec![1u8; 1 << 20];
+///     let difference: Difference = HEAP.snapshot().diff(&before);
+///     let class: ClassChange = difference.classes().find(|class| class.block == 208).unwrap();
+///     assert!(class.live_blocks >= kept.len() as isize);
+///     assert!(difference.runs().live_bytes >= run.len() as isize);
+///     assert!(difference.live_bytes() >= difference.runs().live_bytes && difference.process_bytes() > 0);
+///     println!("{difference}");
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Difference {
     before: Stats,

@@ -137,6 +137,32 @@ impl FreeStats {
 /// Where the memory of the process is. Made by [`PageAllocator::stats`] and [`Heap::stats`].
 ///
 /// [`Display`](fmt::Display) writes the resident size and its parts, in units for people.
+///
+/// ```
+/// use page_memory_allocator::{ClassStats, FreeStats, PageAllocator, Resident, RunStats, Stats};
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new();
+///
+/// fn main() {
+///     let (run, blocks) = (vec![1u8; 1 << 20], vec![String::from("a block"); 100]);
+///     let stats: Stats = HEAP.stats();
+///     assert!(stats.least_asked_bytes() <= stats.live_bytes());
+///
+///     // The parts of the resident size add up.
+///     let resident: Resident = stats.resident;
+///     assert_eq!(resident.own_bytes() + resident.other_bytes, resident.process_bytes);
+///     assert!(resident.arena_bytes() >= run.len());
+///
+///     let runs: RunStats = stats.runs;
+///     assert!(runs.runs >= 1 && runs.resident_bytes >= run.len());
+///     let free: FreeStats = stats.free;
+///     assert_eq!(free.purged_pages().get() + free.resident_pages.get(), free.pages.get());
+///     let class: &ClassStats = stats.classes().iter().find(|class| class.block == 8).unwrap();
+///     assert!(class.live_blocks >= blocks.len() && class.least_asked_bytes() <= class.live_bytes());
+///     assert_eq!(class.live_resident_bytes() + class.cached_resident_bytes(), class.taken_resident_bytes);
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Stats {

@@ -28,6 +28,17 @@ use core::fmt;
 /// the truth; the sums hold all the same.
 ///
 /// [`Display`](fmt::Display) writes a line for each.
+///
+/// ```
+/// # #[cfg(feature = "os")]
+/// # {
+/// use page_memory_allocator::{HeapOptions, Summary};
+///
+/// let heap = HeapOptions::new().page_size(4096).capacity(1 << 20).build().unwrap();
+/// let summary: Summary = heap.summary();
+/// assert_eq!((summary.free_pages.get(), summary.live_blocks, summary.reserved_bytes), (256, 0, 1 << 20));
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {

@@ -1,5 +1,13 @@
 //! Newtypes for what is counted, so that pages, classes and bytes cannot be mixed up.
 //! A bare `usize` is always bytes.
+//!
+//! ```
+//! use page_memory_allocator::units::{PageCount, PageIndex};
+//!
+//! let pages = PageCount::holding(10_000, 12).unwrap();
+//! assert_eq!((pages, pages.bytes(12)), (PageCount(3), 12_288));
+//! assert_eq!(PageIndex(4).plus(pages), PageIndex(7));
+//! ```
 
 use core::fmt;
 

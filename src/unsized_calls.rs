@@ -75,6 +75,22 @@ impl PageAllocator {
     }
 
     /// [`malloc`](Self::malloc) for as long as the calling thread's cache has such a block; null if it has none.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    /// let mut block = HEAP.malloc_cached(100);
+    /// if block.is_null() {
+    ///     block = HEAP.malloc(100); // and whatever there is to do on the slow side
+    /// }
+    /// // SAFETY: the block is live until it is freed, and not used after that.
+    /// unsafe {
+    ///     if !HEAP.free_cached(block) {
+    ///         HEAP.free(block);
+    ///     }
+    /// }
+    /// ```
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
         let cache = current();
@@ -89,6 +105,18 @@ impl PageAllocator {
     }
 
     /// [`malloc`](Self::malloc), with `size` bytes of zeros.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    /// let block = HEAP.malloc_zeroed(100);
+    /// // SAFETY: the block is live, and as long as that; it has at least 100 bytes when it is freed.
+    /// unsafe {
+    ///     assert_eq!(block.add(99).read(), 0);
+    ///     HEAP.free_sized(block, 100);
+    /// }
+    /// ```
     #[inline]
     pub fn malloc_zeroed(&self, size: usize) -> *mut u8 {
         match layout_of(size) {
@@ -100,6 +128,16 @@ impl PageAllocator {
 
     /// A block of at least `size` bytes at a multiple of `align`, a power of two, and of what
     /// [`malloc`](Self::malloc) would align it to; null if that cannot be served.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    /// let block = HEAP.malloc_aligned(100, 4096);
+    /// assert_eq!(block.addr() % 4096, 0);
+    /// // SAFETY: the block is live until it is freed.
+    /// unsafe { HEAP.free(block) };
+    /// ```
     #[inline]
     pub fn malloc_aligned(&self, size: usize, align: usize) -> *mut u8 {
         let layout = layout_of(size).and_then(|layout| layout.align_to(align).ok());

@@ -12,6 +12,18 @@ use core::fmt;
 ///
 /// `allocated <= active <= mapped`, and `active + metadata <= resident`. There is nothing to refresh first, no `epoch`:
 /// each is read when it is asked for.
+///
+/// ```
+/// use page_memory_allocator::{PageAllocator, Usage};
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new();
+///
+/// fn main() {
+///     let Usage { allocated, active, mapped, .. } = HEAP.usage();
+///     assert!(allocated <= active && active <= mapped);
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Usage {

@@ -558,6 +558,58 @@ fn a_child_process_has_the_components_of_its_parent() {
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
 }
 
+/// Bytes of mappings that the system is advised to back with huge pages, and whether it is advised so at `address`.
+fn advised_huge(address: usize) -> (usize, bool) {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut range, mut bytes, mut at_address) = (0..0, 0, false);
+    for line in maps.lines() {
+        let word = line.split(' ').next().unwrap_or_default();
+        let hexadecimal = |digits| usize::from_str_radix(digits, 16).ok();
+        if let Some((Some(start), Some(end))) =
+            word.split_once('-').map(|(start, end)| (hexadecimal(start), hexadecimal(end)))
+        {
+            range = start..end;
+        } else if word == "VmFlags:" && line.split(' ').any(|flag| flag == "hg") {
+            bytes += range.len();
+            at_address |= range.contains(&address);
+        }
+    }
+    (bytes, at_address)
+}
+
+/// Others keep their huge pages, until components have pages nearly everywhere.
+#[test]
+fn blocks_of_components_do_without_huge_pages() {
+    static SPARSE: Component = Component::new("sparse");
+    if std::fs::metadata("/sys/kernel/mm/transparent_hugepage").is_err() {
+        return eprintln!("this system has no huge pages");
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            let layout = Layout::new::<[u8; 32768]>();
+            // SAFETY: the size is not zero.
+            let others: Vec<*mut u8> = (0..4000).map(|_| unsafe { HEAP.alloc(layout) }).collect();
+            let (before, _) = advised_huge(0);
+            assert!(before > 60 * MIB, "{before}");
+            let blocks = fill(&SPARSE, Layout::new::<[u8; 100]>(), 10);
+            let (after, at_block) = advised_huge(blocks[0].addr());
+            assert!(!at_block && after + 2 * MIB >= before, "{after} of {before}, at the block: {at_block}");
+            // Beyond the range of that block.
+            let more = fill(&SPARSE, layout, 1000);
+            let (after, at_block) = advised_huge(more[999].addr());
+            assert!(!at_block && after > 60 * MIB - 34 * MIB, "{after} of {before}");
+            // Most of a large heap.
+            let most = fill(&SPARSE, layout, 10_000);
+            assert_eq!(advised_huge(most[0].addr()), (0, false));
+            free_all(blocks, Layout::new::<[u8; 100]>());
+            free_all([others, more, most].concat(), layout);
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
 #[test]
 fn dump_and_statistics_name_components() {
     static SHOWN: Component = Component::new("shown in dumps").limit(64 * MIB);

@@ -72,7 +72,27 @@ async fn shows_its_heap(address: SocketAddr) -> Result<(), Failure> {
     assert_eq!(store["limit_bytes"], store::LIMIT);
     assert!(store["live_bytes"].as_u64() > Some(0));
     assert!(get(address, "/map").await?.contains("<h1>Heap map</h1>"));
+    shows_its_profile(address).await?;
     assert!(post(address, "/purge").await?.ends_with(" bytes\n"));
+    Ok(())
+}
+
+#[cfg(feature = "profile")]
+async fn shows_its_profile(address: SocketAddr) -> Result<(), Failure> {
+    assert!(get(address, "/").await?.contains(r#"<a href="/profile">"#));
+    let connection = &mut connect(address).await?;
+    let (status, profile) = ask(connection, address, Method::GET, "/profile", vec![]).await?;
+    // Compressed, as pprof wants it.
+    assert_eq!((status, profile.get(..2)), (StatusCode::OK, Some(&[0x1F, 0x8B][..])));
+    Ok(())
+}
+
+#[cfg(not(feature = "profile"))]
+async fn shows_its_profile(address: SocketAddr) -> Result<(), Failure> {
+    assert!(!get(address, "/").await?.contains("/profile"));
+    let connection = &mut connect(address).await?;
+    let (status, _) = ask(connection, address, Method::GET, "/profile", vec![]).await?;
+    assert_eq!(status, StatusCode::NOT_FOUND);
     Ok(())
 }
 

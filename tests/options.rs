@@ -69,14 +69,16 @@ fn no_more_pages_are_in_use_than_the_limit_allows() {
 
 #[test]
 fn the_environment_outranks_the_type() {
-    let output = in_child(
-        |command| {
-            command.env("PMA_LIMIT", "16M");
-        },
-        || allocate_all(100_000),
-    );
-    assert!((8..=16).contains(&allocated(&output)));
-    assert!(output.stderr.is_empty());
+    for (limit, mebibytes) in [("16M", 8..=16), ("16384K", 8..=16), ("16777216", 8..=16), ("1G", 512..=513)] {
+        let output = in_child(
+            |command| {
+                command.env("PMA_LIMIT", limit);
+            },
+            || allocate_all(100_000),
+        );
+        assert!(mebibytes.contains(&allocated(&output)), "{limit}");
+        assert!(output.stderr.is_empty());
+    }
 }
 
 #[test]
@@ -123,6 +125,41 @@ fn a_hook_that_frees_something_has_the_allocation_tried_again() {
                 assert_eq!(CALLS.load(Relaxed), 3);
                 HEAP.dealloc(more, layout(12 * MIB));
                 HEAP.dealloc(large, layout(40 * MIB));
+            }
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_hook_is_called_for_those_who_know_no_layouts_too() {
+    let output = in_child(
+        |_| (),
+        || {
+            let refill = || RESERVE.store(HEAP.malloc(16 * MIB), Relaxed);
+            let large = HEAP.malloc(40 * MIB);
+            assert!(!large.is_null() && CALLS.load(Relaxed) == 0);
+            let mut calls = 0;
+            // SAFETY: blocks are live until they are freed, once; alignments are powers of two.
+            unsafe {
+                for allocate in [
+                    || HEAP.malloc(12 * MIB),
+                    || HEAP.malloc_zeroed(12 * MIB),
+                    || HEAP.malloc_aligned(12 * MIB, 4096),
+                    || HEAP.realloc_unsized(HEAP.malloc(100), 12 * MIB),
+                ] {
+                    refill();
+                    let block = allocate();
+                    calls += 1;
+                    assert!(!block.is_null() && CALLS.load(Relaxed) == calls);
+                    // Nothing is left to be freed: it is refused.
+                    assert!(HEAP.malloc(40 * MIB).is_null());
+                    assert!(HEAP.realloc_unsized(block, 60 * MIB).is_null());
+                    calls += 2;
+                    assert_eq!(CALLS.load(Relaxed), calls);
+                    HEAP.free(block);
+                }
+                HEAP.free(large);
             }
         },
     );

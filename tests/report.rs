@@ -71,13 +71,17 @@ fn directory(name: &str) -> PathBuf {
 
 /// Sends this process the signal.
 fn signal() {
+    send(libc::SIGUSR1);
+}
+
+fn send(signal: libc::c_int) {
     // SAFETY: the signal is handled.
-    assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) }, 0);
+    assert_eq!(unsafe { libc::kill(libc::getpid(), signal) }, 0);
 }
 
 /// The dump of that number of this process, once it is there as a whole.
 fn dump(number: u32) -> (String, String, String) {
-    let directory = std::env::var_os(DIRECTORY).unwrap();
+    let directory = std::env::var_os(DIRECTORY).unwrap_or(".".into());
     let path = Path::new(&directory).join(format!("pma-{}-{number}", process::id()));
     let start = Instant::now();
     loop {
@@ -115,6 +119,48 @@ fn a_signal_has_the_heap_dumped_to_files() {
     );
     assert!(output.status.success(), "{output:?}");
     assert_eq!(text(&output.stderr).matches("page_memory_allocator: the heap is in ").count(), 2);
+}
+
+#[test]
+fn each_of_four_signals_can_be_the_one() {
+    let directory = directory("signals");
+    let signals =
+        [("USR1", libc::SIGUSR1), ("USR2", libc::SIGUSR2), ("HUP", libc::SIGHUP), ("QUIT", libc::SIGQUIT)];
+    for (name, _) in signals {
+        let output = in_child(
+            |command| {
+                command.env("PMA_DUMP_SIGNAL", name).env(DIRECTORY, &directory);
+            },
+            || {
+                let name = std::env::var("PMA_DUMP_SIGNAL").unwrap();
+                let wanted = signals.iter().find(|(known, _)| *known == name).unwrap();
+                send(wanted.1);
+                assert!(dump(1).0.starts_with("Resident size:"));
+            },
+        );
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+}
+
+#[test]
+fn dumps_are_in_the_working_directory_unless_another_is_set() {
+    let mut working = PathBuf::new();
+    let output = in_child(
+        |command| {
+            // Made by the parent alone: the child is in it.
+            working = directory("working");
+            command.env("PMA_DUMP_SIGNAL", "USR1").env_remove(DIRECTORY).current_dir(&working);
+        },
+        || {
+            signal();
+            dump(1);
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+    let names = fs::read_dir(&working).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.len() == 2 && names[0].ends_with("-1.html") && names[1].ends_with("-1.txt"), "{names:?}");
 }
 
 #[test]

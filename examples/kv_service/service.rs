@@ -32,15 +32,33 @@ use tokio::net::TcpListener;
 /// The longest value, in bytes.
 const LONGEST_VALUE: usize = 1 << 20;
 
+/// The end of the list of links.
+#[cfg(feature = "profile")]
+macro_rules! profile_link {
+    () => {
+        r#", <a href="/profile">a profile of what is live</a>"#
+    };
+}
+#[cfg(not(feature = "profile"))]
+macro_rules! profile_link {
+    () => {
+        ""
+    };
+}
+
 /// What connections and requests allocate.
 static REQUESTS: Component = Component::new("requests");
 
-const FRONT_PAGE: &str = r#"<!doctype html>
+const FRONT_PAGE: &str = concat!(
+    r#"<!doctype html>
 <title>Key-value service</title>
 <h1>Key-value service</h1>
-<p><a href="/stats">Figures of the heap</a>, <a href="/dump">the page table</a>, <a href="/map">its picture</a>, <a href="/json">as JSON</a>
+<p><a href="/stats">Figures of the heap</a>, <a href="/dump">the page table</a>, <a href="/map">its picture</a>, <a href="/json">as JSON</a>"#,
+    profile_link!(),
+    r#"
 <form method="post" action="/purge"><button>Give free memory back</button></form>
-"#;
+"#
+);
 
 /// Serves connections for ever.
 ///

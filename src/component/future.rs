@@ -6,6 +6,16 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 
 /// A future that is polled inside a component; made by [`Component::wrap`].
+///
+/// ```
+/// use page_memory_allocator::{Component, InComponent};
+/// use std::future::{Ready, ready};
+///
+/// static REQUESTS: Component = Component::new("requests");
+/// // What it was made with is outside still: only polls are inside.
+/// let answer: InComponent<'_, Ready<u32>> = REQUESTS.wrap(ready(42));
+/// # let _ = answer;
+/// ```
 #[derive(Debug)]
 #[must_use = "futures do nothing unless they are polled"]
 pub struct InComponent<'c, F> {

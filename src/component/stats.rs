@@ -15,6 +15,22 @@ use core::fmt;
 /// While threads allocate, the figures are near the truth. When none does,
 /// `held_bytes = live_bytes + cached_bytes`, but for blocks that were freed outside the component and wait in other
 /// caches to go home: they are counted as live.
+///
+/// ```
+/// use page_memory_allocator::{Component, ComponentStats, PageAllocator};
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new();
+///
+/// fn main() {
+///     static CACHE: Component = Component::new("cache").limit(16 << 20);
+///     let held = CACHE.enter(|| vec![0u8; 1 << 20]);
+///     let stats: ComponentStats = CACHE.stats();
+///     assert_eq!((stats.name, stats.limit, stats.soft_limit), ("cache", Some(16 << 20), None));
+///     assert!(stats.live_bytes >= held.len() && stats.multi_pages.get() >= 16);
+///     println!("{stats}");
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct ComponentStats {

@@ -76,6 +76,10 @@ impl<G: Geometry> Heap<G> {
             return None;
         }
         let page = self.find(&mut runs, PageCount(1))?;
+        #[cfg(feature = "os")]
+        if self.component_of(tag) != ComponentIndex::NONE {
+            self.forgo_huge_page(&runs, page);
+        }
         self.table.claim_divided(&mut runs, bin, tag, page);
         Some(page)
     }

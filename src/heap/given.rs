@@ -73,6 +73,18 @@ impl HeapOptions {
     /// `memory` is pages from its first multiple of the page size on. There are as many pages as both have room for;
     /// [`table_bytes`](Self::table_bytes) says how much tables take.
     ///
+    /// ```
+    /// use page_memory_allocator::units::PageCount;
+    /// use page_memory_allocator::{HeapOptions, SizeClasses};
+    ///
+    /// let options = HeapOptions::new().page_size(512).classes(SizeClasses::POWERS_OF_TWO);
+    /// // Memory that may be slow, and some that is fast; arrays that are leaked stand for both.
+    /// let tables = vec![0; options.table_bytes(PageCount(31))? + 64];
+    /// let heap = options.build_apart(vec![0; 16384].leak(), tables.leak())?;
+    /// assert!((31..=32).contains(&heap.pages().get()));
+    /// # Ok::<(), page_memory_allocator::HeapError>(())
+    /// ```
+    ///
     /// # Errors
     /// As for [`build_in`](Self::build_in).
     pub fn build_apart(
@@ -85,6 +97,21 @@ impl HeapOptions {
     }
 
     /// [`build_in`](Self::build_in) for memory that no reference can be had of.
+    ///
+    /// ```
+    /// use page_memory_allocator::{HeapOptions, SizeClasses};
+    /// use std::ptr::NonNull;
+    ///
+    /// let options = HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO);
+    /// let mut memory = vec![0u8; 65536];
+    /// let region = NonNull::slice_from_raw_parts(NonNull::new(memory.as_mut_ptr()).unwrap(), memory.len());
+    /// // SAFETY: nothing else uses the memory until the heap is gone.
+    /// let heap = unsafe { options.build_in_region(region) }?;
+    /// assert!(heap.pages().get() >= 14);
+    /// drop(heap);
+    /// drop(memory);
+    /// # Ok::<(), page_memory_allocator::HeapError>(())
+    /// ```
     ///
     /// # Errors
     /// As for [`build_in`](Self::build_in).
@@ -110,6 +137,23 @@ impl HeapOptions {
 
     /// [`build_apart`](Self::build_apart) for memory that no references can be had of.
     ///
+    /// ```
+    /// use page_memory_allocator::{HeapOptions, SizeClasses};
+    /// use std::ptr::NonNull;
+    ///
+    /// let options = HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO);
+    /// let (mut memory, mut tables) = (vec![0u8; 65536], vec![0u8; 8192]);
+    /// let region = |bytes: &mut Vec<u8>| {
+    ///     NonNull::slice_from_raw_parts(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len())
+    /// };
+    /// // SAFETY: nothing else uses either until the heap is gone.
+    /// let heap = unsafe { options.build_apart_in_regions(region(&mut memory), region(&mut tables)) }?;
+    /// assert!(heap.pages().get() >= 15);
+    /// drop(heap);
+    /// drop((memory, tables));
+    /// # Ok::<(), page_memory_allocator::HeapError>(())
+    /// ```
+    ///
     /// # Errors
     /// As for [`build_in`](Self::build_in).
     ///
@@ -131,6 +175,16 @@ impl HeapOptions {
     }
 
     /// Bytes that the tables of a heap of `pages` pages take, when they begin at a multiple of 64.
+    ///
+    /// ```
+    /// use page_memory_allocator::units::PageCount;
+    /// use page_memory_allocator::{HeapOptions, SizeClasses};
+    ///
+    /// let options = HeapOptions::new().page_size(4096).classes(SizeClasses::POWERS_OF_TWO);
+    /// let (few, many) = (options.table_bytes(PageCount(10))?, options.table_bytes(PageCount(1010))?);
+    /// assert!((many - few) / 1000 < 120); // bytes for each page
+    /// # Ok::<(), page_memory_allocator::HeapError>(())
+    /// ```
     ///
     /// # Errors
     /// [`HeapError::PageSize`].

@@ -1,16 +1,23 @@
 //! What only the heap of the process has: a size of its own choice, shards that come into use, and forks.
 
 use super::Heap;
+use crate::arena::HUGE_PAGE;
 use crate::ledger::Ledger;
 use crate::options::Options;
-use crate::size_class::{BuildGeometry, Geometry as _, built};
+use crate::runs::Runs;
+use crate::size_class::{BuildGeometry, Geometry, built};
 use crate::sys;
-use crate::units::{PageCount, ShardIndex};
+use crate::units::{PageCount, PageIndex, ShardIndex};
 use core::mem;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The accounts of the components of the program.
 pub(crate) static LEDGER: Ledger = Ledger::new();
+
+/// Ranges of a huge page in which components have divided pages, from the first place on. There are so many at most, as
+/// each may cost two mappings. They are changed while the runs are locked.
+static SPARSE: [AtomicU32; MOST_SPARSE] = [const { AtomicU32::new(0) }; MOST_SPARSE];
+const MOST_SPARSE: usize = 128;
 
 /// The process heap reserves so many times the machine's memory: free runs may be scattered.
 const ARENA_TO_MEMORY: usize = 2;
@@ -59,13 +66,6 @@ impl Heap<BuildGeometry> {
         Some(heap)
     }
 
-    /// Has no more memory backed by huge pages: with components, pages that are not full are many, and what is not used
-    /// of a huge page would be resident.
-    pub(crate) fn forgo_huge_pages(&self) {
-        let runs = self.runs();
-        self.arena.forgo_huge_pages(runs.frontier().get() << self.geometry().page_shift());
-    }
-
     /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.
     pub(crate) fn use_shard(&self, shard: ShardIndex) {
         self.shards_in_use.fetch_max(shard.0 as usize + 1, Ordering::Relaxed);
@@ -96,6 +96,28 @@ impl Heap<BuildGeometry> {
             self.tags(self.shards_in_use()).for_each(|tag| self.locked_bin(tag).unlock_leaked());
             self.runs.unlock_leaked();
             self.ledger.into_iter().for_each(|ledger| ledger.thaw());
+        }
+    }
+}
+
+impl<G: Geometry> Heap<G> {
+    /// Has `page`, which a component is to divide, not backed by a huge page: with components, pages that are not full are
+    /// many, and what is not used of a huge page would be resident. Others lose the range of one huge page; all of them, if
+    /// components have pages in many ranges.
+    pub(super) fn forgo_huge_page(&self, runs: &Runs, page: PageIndex) {
+        let shift = self.geometry().page_shift();
+        let offset = page.get() << shift;
+        if !self.arena.may_be_huge(offset) {
+            return;
+        }
+        let committed = runs.frontier().get() << shift;
+        // No other range has this number: number 0 is never huge.
+        let range = (offset / HUGE_PAGE) as u32;
+        let place = SPARSE.iter().find(|place| [0, range].contains(&place.load(Ordering::Relaxed)));
+        match place {
+            Some(place) if place.swap(range, Ordering::Relaxed) == range => {}
+            Some(_) => self.arena.forgo_huge_page(offset, committed),
+            None => self.arena.forgo_huge_pages(committed),
         }
     }
 }

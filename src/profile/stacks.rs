@@ -10,6 +10,20 @@ use std::vec::Vec;
 
 /// What is live, by the stack that allocated it: estimates from samples. Made by
 /// [`PageAllocator::profile`](crate::PageAllocator::profile).
+///
+/// ```
+/// use page_memory_allocator::{PageAllocator, Profile};
+///
+/// #[global_allocator]
+/// static HEAP: PageAllocator = PageAllocator::new();
+///
+/// fn main() {
+///     let held = vec![1u8; 64 << 20];
+///     let profile: Profile = HEAP.profile();
+///     assert!(profile.folded().lines().count() > 0);
+///     assert!(!profile.pprof().is_empty() && held.len() == 64 << 20);
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Profile {
     stacks: BTreeMap<Frames, Live>,
