@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Shows what each check is for. The tests of misuse, signals and forks run against builds of the library without one of
-# them: then what it finds goes unnoticed, a block has two owners, the page table is wrong, or the process hangs. With all checks they pass.
+# them: then what it finds goes unnoticed, a block has two owners, the page table is wrong, or the process hangs. With
+# all checks they pass.
 #
 #   tests/unchecked.sh [check...]
 set -euo pipefail

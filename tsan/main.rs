@@ -209,5 +209,9 @@ fn main() {
     }
     HEAP.purge();
     HEAP.check().expect("the heap is in order");
-    println!("{} operations by {} threads, {THREADS} at a time", WAVES * THREADS * OPERATIONS, WAVES * THREADS);
+    println!(
+        "{} operations by {} threads, {THREADS} at a time",
+        WAVES * THREADS * OPERATIONS,
+        WAVES * THREADS
+    );
 }
