@@ -148,7 +148,7 @@ mod system {
         if TAKES.load(Relaxed) {
             let protection = (libc::PROT_READ | libc::PROT_WRITE) as c_long;
             let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as c_long;
-            let page = start.wrapping_byte_add(bytes / 2 & !0xFFFF);
+            let page = start.wrapping_byte_add((bytes / 2) & !0xFFFF);
             // SAFETY: nothing is mapped there. The page is this test's, and is filled.
             unsafe {
                 libc::syscall(
@@ -525,18 +525,14 @@ fn what_a_refused_move_unmapped_is_not_taken_from_others(taken: bool) {
     }
     assert!(system::refused() > 0, "nothing was moved");
     let page = system::TAKEN.load(Relaxed);
-    // SAFETY: the page was mapped, and filled, by this test.
-    assert!(
-        !taken || unsafe { (0..4096).all(|at| page.add(at).read() == 0x5A) },
-        "a page of others was changed"
-    );
+    let is_whole = || {
+        // SAFETY: the page was mapped, and filled, by this test.
+        !taken || (0..4096).all(|at| unsafe { page.add(at).read() } == 0x5A)
+    };
+    assert!(is_whole(), "a page of others was changed");
     drop((run, in_the_way));
     system::counted(|| HEAP.purge());
-    // SAFETY: as above.
-    assert!(
-        !taken || unsafe { (0..4096).all(|at| page.add(at).read() == 0x5A) },
-        "a page of others was purged"
-    );
+    assert!(is_whole(), "a page of others was purged");
     let blocks: Vec<_> = (0..20).map(|seed| Block::new(&HEAP, layout(8 << 20), seed)).collect();
     assert!(blocks.iter().all(Option::is_some));
     drop(blocks);

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Shows what each check is for. The tests of misuse, signals and forks run against builds of the library without one of
-# them: then what it finds goes unnoticed, a block has two owners, the page table is wrong, or the process hangs. With all checks they pass.
+# them: then what it finds goes unnoticed, a block has two owners, the page table is wrong, or the process hangs. With
+# all checks they pass.
 #
 #   tests/unchecked.sh [check...]
 set -euo pipefail
@@ -25,8 +26,8 @@ holder | signals | a_handler_that_comes_with_a_lock_held_ends_the_program_with_a
 atfork | fork    | children_forked_while_threads_allocate_allocate_too       | hangs
 '
 # A test that takes longer hangs.
-seconds=30
-export PMA_TEST_FORKS=60
+seconds=60
+export PMA_TEST_FORKS=60 CARGO_INCREMENTAL=0
 
 # test <target directory> <file> <test>: says what became of it.
 run() {

@@ -119,7 +119,7 @@ fn one_operation(random: &mut Random, held: &mut [*mut Block; 64]) {
         match random.below(32) {
             0..12 => {
                 free(*slot);
-                *slot = alloc(layout, at % 8 == 0);
+                *slot = alloc(layout, at.is_multiple_of(8));
             }
             12..22 => free(exchange(&EXCHANGE, at, alloc(layout, false))),
             22..24 if !slot.is_null() => {
@@ -209,5 +209,9 @@ fn main() {
     }
     HEAP.purge();
     HEAP.check().expect("the heap is in order");
-    println!("{} operations by {} threads, {THREADS} at a time", WAVES * THREADS * OPERATIONS, WAVES * THREADS);
+    println!(
+        "{} operations by {} threads, {THREADS} at a time",
+        WAVES * THREADS * OPERATIONS,
+        WAVES * THREADS
+    );
 }
