@@ -42,9 +42,12 @@ fn main() {
     println!("with a table of 50 MiB:   {}", HEAP.usage());
     println!("{} pages of the cache were given up for it", GIVEN_UP.load(Ordering::Relaxed));
 
+    // Refused for good, unless the environment allows for more: nothing is left to be given up.
     let mut more = Vec::<u8>::new();
-    let refused = more.try_reserve_exact(50 << 20).expect_err("nothing is left to be given up");
-    println!("50 MiB more: {refused}");
+    match more.try_reserve_exact(50 << 20) {
+        Ok(()) => println!("50 MiB more, and {} pages given up so far", GIVEN_UP.load(Ordering::Relaxed)),
+        Err(refused) => println!("50 MiB more: {refused}"),
+    }
 
     let word = Box::new([0u8; 100]);
     // SAFETY: the block is live.

@@ -37,7 +37,9 @@ fn slim_manifest() -> PathBuf {
     let mut kept = false;
     for line in whole.lines() {
         if line.starts_with('[') {
-            kept = ["[package]", "[features]", "[dependencies]", "[profile.test]"].contains(&line);
+            // A packed manifest has a table for each dependency.
+            kept = ["[package]", "[features]", "[dependencies]", "[profile.test]"].contains(&line)
+                || line.starts_with("[dependencies.");
         }
         if kept {
             manifest.extend([line, "\n"]);
