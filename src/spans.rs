@@ -85,7 +85,8 @@ impl<G: Geometry> Heap<G> {
                     } else {
                         0
                     };
-                    PageCount(added.0 + unadded)
+                    // One that is not free, and still in nobody's use, is a guard or waits.
+                    PageCount(added.0 + unadded).max(PageCount(1))
                 }
                 _ => PageCount(1),
             };

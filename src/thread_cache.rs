@@ -26,7 +26,9 @@ use crate::ledger::MOST_COMPONENTS;
 use crate::lock::{Lock, Once};
 use crate::metadata;
 use crate::page_table::Tag;
-use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
+use crate::size_class::{
+    BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS, may_begin_at,
+};
 use crate::sys;
 use crate::tls;
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
@@ -61,6 +63,9 @@ const COMPONENT_WORDS: usize = 32;
 /// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
 #[cfg(feature = "hardened")]
 const LEAST_CHOICE: usize = 4;
+/// The next block is one of so many on top of the stack. More of them would have to be fetched from further away.
+#[cfg(feature = "hardened")]
+const MOST_CHOICE: usize = 16;
 
 /// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
 /// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
@@ -256,7 +261,7 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
     let block = heap.alloc_block(tag);
     if !block.is_null() {
         #[cfg(feature = "hardened")]
-        hardened::hand_out(heap, tag.class(), block.addr(), false);
+        hardened::hand_out(heap.start().addr(), tag.class(), block.addr(), false);
         // SAFETY: the block is the caller's to be, and no block is shorter.
         unsafe { block.cast::<u64>().write(0) };
     }
@@ -265,8 +270,11 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
 
 /// Gives a block back to its page without a cache.
 pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+    if !may_begin_at(class, address) {
+        heap.refuse_middle(address);
+    }
     #[cfg(feature = "hardened")]
-    hardened::take_back(heap, class, address);
+    hardened::take_back(heap.start().addr(), class, address);
     mark(address);
     heap.put_all(class, slice::from_mut(&mut { address }));
 }
@@ -304,6 +312,7 @@ impl Stacks {
     }
 
     /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
+    #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     fn pop(&self, class: ClassIndex) -> *mut u8 {
         let top = self.top(class);
@@ -470,26 +479,42 @@ impl ThreadCache {
         self.local.pop(class)
     }
 
-    /// A block of `class`, any in the stack, or null if that has too few for it to be hard to guess which.
+    /// A block of `class`, any near the top of the stack, or null if that has too few for it to be hard to guess which.
     #[cfg(feature = "hardened")]
+    #[inline]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        let (slots, _) = self.local.slots(class);
-        self.pop_at_random(class, slots.len() / LEAST_CHOICE)
+        let (_, words) = self.local.words(class);
+        self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
     }
 
-    /// A block of `class`, any in the stack, or null if that has no more than `left`.
+    /// A block of `class`, any near the top of the stack, or null if that has no more than `left`.
     #[cfg(feature = "hardened")]
+    #[inline]
     fn pop_at_random(&self, class: ClassIndex, left: usize) -> *mut u8 {
-        let (slots, used) = self.local.slots(class);
-        let Some(heap) = crate::global::heap().filter(|_| used > left) else { return ptr::null_mut() };
-        slots.swap(used - 1, self.random.below(used));
-        let (address, unmarked) = (slots[used - 1] & !UNMARKED, slots[used - 1] & UNMARKED != 0);
-        let block = self.local.pop(class);
-        if block.is_null() {
-            heap.refuse_unmarked(address);
+        let (start, top) = (self.local.words(class).0, self.local.top(class));
+        if start.is_null() {
+            return ptr::null_mut();
         }
-        hardened::hand_out(heap, class, address, !unmarked);
-        block
+        let slot = top.load(Relaxed);
+        // SAFETY: `top` leads to a slot in use, or to the bottom, which is where the words start; all between are in use.
+        let value = unsafe {
+            let used = slot.offset_from_unsigned(start);
+            if used <= left {
+                return ptr::null_mut();
+            }
+            let chosen = slot.sub(self.random.below(used.min(MOST_CHOICE)));
+            let value = chosen.read();
+            chosen.write(slot.read());
+            top.store(slot.sub(1), Relaxed);
+            value
+        };
+        let block = ptr::with_exposed_provenance_mut::<u64>(value & !UNMARKED);
+        // SAFETY: the block is the caller's to be, and no block is shorter.
+        if value & UNMARKED == 0 && unsafe { block.replace(0) } != FREED {
+            hardened::refuse_to_hand_out(block.addr());
+        }
+        hardened::hand_out(self.base, class, block.addr(), value & UNMARKED == 0);
+        block.cast()
     }
 
     /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
@@ -505,10 +530,15 @@ impl ThreadCache {
     /// Puts a block on the stack of its class, if there is room.
     #[inline(always)]
     fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
+        if !may_begin_at(class, address) {
+            return false;
+        }
         #[cfg(feature = "hardened")]
-        match crate::global::heap().filter(|_| self.local.has_room(class)) {
-            Some(heap) => hardened::take_back(heap, class, address),
-            None => return false,
+        {
+            if !self.local.has_room(class) {
+                return false;
+            }
+            hardened::take_back(self.base, class, address);
         }
         self.local.push_warm(class, address)
     }
@@ -565,8 +595,6 @@ impl ThreadCache {
         });
         guarded::count(taken.saturating_sub(1));
         slots.copy_within(batch - taken..batch, used);
-        #[cfg(feature = "hardened")]
-        self.random.shuffle(&mut slots[used..used + taken]);
         self.local.set_used(class, used + taken);
         #[cfg(not(feature = "hardened"))]
         return self.local.pop(class);
@@ -582,8 +610,11 @@ impl ThreadCache {
     fn make_room(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
         let stacks = if tag.shard() == self.shard { &self.local } else { &self.remote };
         let class = tag.class();
+        if !may_begin_at(class, address) {
+            heap.refuse_middle(address);
+        }
         #[cfg(feature = "hardened")]
-        hardened::take_back(heap, class, address);
+        hardened::take_back(self.base, class, address);
         if stacks.push(class, address) {
             return;
         }

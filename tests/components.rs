@@ -24,8 +24,6 @@ use child::{in_child, text};
 static HEAP: PageAllocator = PageAllocator::new();
 
 const MIB: usize = 1 << 20;
-/// Pages that lie behind each run for nobody's use.
-const GUARDS: usize = if cfg!(feature = "hardened") { 1 } else { 0 };
 
 /// Allocates blocks of one layout inside `component` until it refuses, but no more than `most`.
 fn fill(component: &Component, layout: Layout, most: usize) -> Vec<*mut u8> {
@@ -263,9 +261,8 @@ fn components_nest_and_are_left_by_panics() {
         });
         let fourth = block();
         let runs = 2 * 64 * 1024;
-        let guards = GUARDS << 16;
-        assert_eq!(OUTER.stats().multi_pages.get() << 16, 2 * (runs + guards), "{}", OUTER.stats());
-        assert_eq!(INNER.stats().multi_pages.get() << 16, runs + guards, "{}", INNER.stats());
+        assert_eq!(OUTER.stats().multi_pages.get() << 16, 2 * runs, "{}", OUTER.stats());
+        assert_eq!(INNER.stats().multi_pages.get() << 16, runs, "{}", INNER.stats());
         drop((first, second, third, fourth));
     });
     assert_eq!(OUTER.stats().multi_pages.get(), 0);
@@ -315,7 +312,7 @@ fn a_future_is_inside_whenever_it_is_polled() {
         let between = vec![1u8; 100_000];
         assert!(poll(other.as_mut()).is_pending());
         for component in [&TASK, &OTHER] {
-            assert_eq!(component.stats().multi_pages.get(), (2 + GUARDS) * polls, "{}", component.stats());
+            assert_eq!(component.stats().multi_pages.get(), 2 * polls, "{}", component.stats());
         }
         drop(between);
     }
@@ -492,7 +489,7 @@ fn dump_and_statistics_name_components() {
     let stats = seen.expect("it was entered");
     assert_eq!((stats.limit, stats.soft_limit), (Some(64 * MIB), None));
     assert!(stats.live_bytes >= kept.0.len() + kept.1.len());
-    assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (1, 8 + GUARDS));
+    assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (1, 8));
 }
 
 /// Two components have a page each, in the same condition and side by side.

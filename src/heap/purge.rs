@@ -33,6 +33,7 @@ impl<G: Geometry> Heap<G> {
     /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
     /// them in any case.
     pub fn purge(&self) -> usize {
+        self.release_all_waiting(&mut self.runs());
         self.purge_free_pages(Unused::All, usize::MAX)
             + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use())
     }
@@ -115,8 +116,7 @@ impl<G: Geometry> Heap<G> {
         let Ok(count) = self.table.multi_run(&runs, page) else { return 0 };
         let bytes = self.table.multi_tail(&runs, page) & !(grain - 1);
         // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
-        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(self.without_guard(count))).sub(bytes), bytes) }
-        {
+        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
             bytes
         } else {
             0
