@@ -275,6 +275,11 @@ pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize)
     }
     #[cfg(feature = "hardened")]
     hardened::take_back(heap.start().addr(), class, address);
+    put_taken(heap, class, address);
+}
+
+/// Gives a block that was taken back from the program to its page.
+fn put_taken(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     mark(address);
     heap.put_all(class, slice::from_mut(&mut { address }));
 }
@@ -631,7 +636,7 @@ impl ThreadCache {
             }
         }
         if !stacks.push(class, address) {
-            put(heap, class, address);
+            put_taken(heap, class, address);
         }
     }
 
