@@ -341,7 +341,7 @@ mod tests {
             let block = SizeClasses::BUILD.block(class);
             for offset in (0..built::PAGE_SIZE).step_by(if cfg!(miri) { 61 } else { 1 }) {
                 let address = 7 * built::PAGE_SIZE + offset;
-                assert_eq!(may_begin_at(class, address), offset % block == 0, "{offset} of {block}");
+                assert_eq!(may_begin_at(class, address), offset.is_multiple_of(block), "{offset} of {block}");
             }
         }
         assert!(!may_begin_at(ClassIndex::NONE, 0));

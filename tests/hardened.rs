@@ -208,13 +208,14 @@ fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
                 let (start, pages) = live.swap_remove(at);
                 free(start, run(pages));
             }
-            let start = if random % 3 == 0 { HEAP.alloc_zeroed(run(pages)) } else { alloc(run(pages)) };
+            let start =
+                if random.is_multiple_of(3) { HEAP.alloc_zeroed(run(pages)) } else { alloc(run(pages)) };
             for at in (0..pages * built::PAGE_SIZE).step_by(4_096) {
-                assert!(random % 3 != 0 || start.add(at).read_volatile() == 0);
+                assert!(!random.is_multiple_of(3) || start.add(at).read_volatile() == 0);
                 start.add(at).write_volatile(1);
             }
             live.push((start, pages));
-            if random % 7 == 0 {
+            if random.is_multiple_of(7) {
                 let (start, pages) = live.pop().unwrap();
                 let other = 1 + (random >> 50) as usize % 40;
                 live.push((HEAP.realloc(start, run(pages), run(other).size()), other));

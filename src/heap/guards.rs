@@ -206,9 +206,11 @@ impl<G: Geometry> Heap<G> {
             || (start.0..start.plus(count).0).map(PageIndex).all(|page| {
                 let cover = hardened::cover_of(page);
                 let (at, bytes) = (self.at(page), self.page_size());
-                // SAFETY: the page is part of the arena, and is to be as the others.
                 let touchable = match cover.load(Relaxed) {
-                    noted if noted == Cover::Noted as u8 => unsafe { sys::unguard(at, bytes) },
+                    noted if noted == Cover::Noted as u8 => {
+                        // SAFETY: the page is part of the arena, and is to be as the others.
+                        unsafe { sys::unguard(at, bytes) }
+                    }
                     mapped if mapped == Cover::Mapped as u8 => {
                         // SAFETY: as above.
                         let touchable = unsafe { sys::commit(at, bytes) };
