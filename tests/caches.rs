@@ -1,5 +1,6 @@
 //! What thread caches hold, what they leave to others, and what goes back.
 
+#[cfg(not(feature = "hardened"))]
 use page_memory_allocator::size_class::built;
 use page_memory_allocator::{HeapOptions, PageAllocator};
 use std::alloc::Layout;
