@@ -63,6 +63,12 @@ pub(crate) fn prepare(heap: &Heap<BuildGeometry>, options: &Options) -> bool {
     true
 }
 
+/// Where the tables for the first so many pages are, in whole OS pages: start and length in bytes.
+pub(crate) fn tables_in_use(pages: usize) -> [(usize, usize); 2] {
+    let whole = |bytes: usize| bytes.next_multiple_of(sys::page_size());
+    [(HELD.load(Relaxed).addr(), whole(pages * BYTES_PER_PAGE)), (COVERED.load(Relaxed).addr(), whole(pages))]
+}
+
 /// Whether all of what is freed is to be zeroed.
 pub(crate) fn zeroes_freed() -> bool {
     FILLED_WORDS.load(Relaxed) == usize::MAX
