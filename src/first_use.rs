@@ -45,7 +45,7 @@ pub(crate) fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry
             let options = options.with_environment();
             let heap = Heap::for_process(&options).ok_or(())?;
             #[cfg(feature = "hardened")]
-            if !crate::hardened::prepare(&heap) {
+            if !crate::hardened::prepare(&heap, &options) {
                 return Err(());
             }
             decay::start(&options);

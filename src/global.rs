@@ -40,6 +40,7 @@ use core::ptr;
 /// | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](Self::huge_pages) |
 /// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024 | [`limit`](Self::limit) |
 /// | `PMA_GUARD_SAMPLE` | a number, 0 for off | [`guard_sample`](Self::guard_sample) |
+/// | `PMA_ZERO_ON_FREE` | `1` or `0` | `zero_on_free`, with the feature `hardened` |
 /// | `PMA_REPORT` | `exit` | when the process ends, what is still live is written to standard error, by class |
 /// | `PMA_DUMP_SIGNAL` | `USR1`, `USR2`, `HUP` or `QUIT` | on that signal the heap is dumped to `pma-PROCESS-N.txt`, `.json` and `.html` |
 /// | `PMA_DUMP_DIR` | a directory | where those files are; the working directory unless set |
@@ -155,6 +156,15 @@ impl PageAllocator {
     /// ```
     pub const fn guard_sample(mut self, n: u32) -> PageAllocator {
         self.options.guard_sample = n;
+        self
+    }
+
+    /// Whether all of what is freed is filled with zeros, and all of a freed block looked at when it is handed out,
+    /// instead of its first 128 bytes. False unless set. The first 8 bytes of a block hold a mark while it is free;
+    /// those of a run go back to the system.
+    #[cfg(feature = "hardened")]
+    pub const fn zero_on_free(mut self, zero: bool) -> PageAllocator {
+        self.options.zero_on_free = zero;
         self
     }
 

@@ -3,54 +3,119 @@
 //!
 //! | measure | where |
 //! |---|---|
-//! | every block has a bit that says whether the program holds it: a block freed twice, by a pointer into its middle, or resized after it was freed, is seen at the call | [`LIVE`] |
-//! | freed blocks are filled with zeros, and must hold nothing else when they are handed out | [`wipe`], [`hand_out`] |
-//! | a freed block waits among others, of which a random one is handed out | `ThreadCache::pop` |
-//! | the blocks of a page are handed out in random order, a batch at a time | [`Random::shuffle`] |
-//! | a page that cannot be touched follows every run | `heap/large.rs` |
+//! | every block has a byte that says whether the program holds it: a block freed twice, by a pointer into its middle, or resized after it was freed, is seen at the call | [`HELD`] |
+//! | freed blocks are filled with zeros, the first [`FILLED`] bytes of each or all, and must hold nothing else when they are handed out | [`wipe`], [`hand_out`] |
+//! | a block that was freed, or is of a fresh page, waits among others, of which a random one is handed out | `ThreadCache::pop` |
+//! | pages that cannot be touched lie around every run, and between groups of Divided pages; a freed run waits before its pages are used again | `heap/guards.rs` |
 
 use crate::fault;
 use crate::heap::Heap;
+use crate::options::Options;
 use crate::page_table::Misuse;
-use crate::size_class::{BuildGeometry, GRANULE, Geometry, SizeClasses};
+use crate::size_class::{BuildGeometry, GRANULE, SizeClasses, built, may_begin_at};
 use crate::sys;
-use crate::units::ClassIndex;
+use crate::units::{ClassIndex, PageIndex};
 use core::cell::Cell;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed};
 
-/// For every granule of the arena a bit: whether a block that the program holds begins there.
-static LIVE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
+/// Of a freed block, so many bytes are filled, and looked at when it is handed out, unless all of it is to be zeroed.
+const FILLED: usize = 128;
+
+/// A byte for each block of each page, by its number in the page: whether the program holds it. It is read and written
+/// without a lock: of two threads that free one block at the very same time, neither may see it, and then the block is
+/// seen when it is handed out for the second time.
+static HELD: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
+/// Most blocks in a page.
+const BYTES_PER_PAGE: usize = built::PAGE_SIZE / GRANULE;
+
+/// A byte for each page: how it is [covered](Cover).
+static COVERED: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
 
 /// What follows the mark in a block is looked at in words.
 type Word = u64;
 
-/// Makes the bits for a heap of so many bytes, before it is published. False if the system refuses.
-pub(crate) fn prepare(heap: &Heap<BuildGeometry>) -> bool {
-    let words = heap.reserved_bytes().div_ceil(GRANULE * u64::BITS as usize);
-    let bits = sys::map_zeroed((words * size_of::<u64>()).next_multiple_of(sys::page_size()));
-    LIVE.store(bits.map_or(ptr::null_mut(), |bits| bits.cast().as_ptr()), Relaxed);
-    bits.is_some()
+/// So many words of a freed block are filled, the mark included.
+static FILLED_WORDS: AtomicUsize = AtomicUsize::new(FILLED / size_of::<Word>());
+
+/// How it is that a page cannot be touched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Cover {
+    /// It can.
+    None = 0,
+    /// By a note in the system's page table.
+    Noted,
+    /// By a mapping of its own.
+    Mapped,
 }
 
-/// The bit of the granule that `address` lies in, and the word it is in.
-fn bit(heap: &Heap<BuildGeometry>, address: usize) -> (&'static AtomicU64, u64) {
-    let granule = (address - heap.start().addr()) / GRANULE;
-    let at = granule / u64::BITS as usize;
-    // SAFETY: every granule of the arena has a bit, and the address is in the arena.
-    (unsafe { &*LIVE.load(Relaxed).add(at) }, 1 << (granule % u64::BITS as usize))
+/// Makes the tables for a heap before it is published. False if the system refuses.
+pub(crate) fn prepare(heap: &Heap<BuildGeometry>, options: &Options) -> bool {
+    let pages = heap.pages().get();
+    let map = |bytes: usize| sys::map_zeroed(bytes.next_multiple_of(sys::page_size()));
+    let (Some(held), Some(covered)) = (map(pages * BYTES_PER_PAGE), map(pages)) else { return false };
+    HELD.store(held.cast().as_ptr(), Relaxed);
+    COVERED.store(covered.cast().as_ptr(), Relaxed);
+    if options.zero_on_free {
+        FILLED_WORDS.store(usize::MAX, Relaxed);
+    }
+    true
+}
+
+/// Where the tables for the first so many pages are, in whole OS pages: start and length in bytes.
+pub(crate) fn tables_in_use(pages: usize) -> [(usize, usize); 2] {
+    let whole = |bytes: usize| bytes.next_multiple_of(sys::page_size());
+    [(HELD.load(Relaxed).addr(), whole(pages * BYTES_PER_PAGE)), (COVERED.load(Relaxed).addr(), whole(pages))]
+}
+
+/// Whether all of what is freed is to be zeroed.
+pub(crate) fn zeroes_freed() -> bool {
+    FILLED_WORDS.load(Relaxed) == usize::MAX
+}
+
+/// Whether there are tables.
+pub(crate) fn is_prepared() -> bool {
+    !COVERED.load(Relaxed).is_null()
+}
+
+/// How `page` is covered. The runs are locked, and there are tables.
+pub(crate) fn cover_of(page: PageIndex) -> &'static AtomicU8 {
+    // SAFETY: every page of the arena has a byte.
+    unsafe { &*COVERED.load(Relaxed).add(page.get()) }
+}
+
+/// The byte of the block of `class` that begins at `address`, in the arena that begins at `base`.
+#[inline(always)]
+fn held(base: usize, class: ClassIndex, address: usize) -> &'static AtomicU8 {
+    debug_assert!(may_begin_at(class, address));
+    let page = address.wrapping_sub(base) / built::PAGE_SIZE;
+    let number = SizeClasses::BUILD.divide(address % built::PAGE_SIZE, class);
+    // SAFETY: the address is in the arena, all of whose pages have as many bytes as there can be blocks.
+    unsafe { &*HELD.load(Relaxed).add(page * BYTES_PER_PAGE + number) }
 }
 
 /// Notes that the program holds the block at `address`, which is handed out. If it is `wiped`, it ends the process
 /// unless the block still is.
-pub(crate) fn hand_out(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize, wiped: bool) {
-    if wiped && !contents(class, address).iter().all(|&word| word == 0) {
-        heap.refuse_unmarked(address);
+#[inline(always)]
+pub(crate) fn hand_out(base: usize, class: ClassIndex, address: usize, wiped: bool) {
+    let held = held(base, class, address);
+    if held.load(Relaxed) != 0 || (wiped && !is_wiped(class, address)) {
+        refuse_to_hand_out(address);
     }
-    let (word, bit) = bit(heap, address);
-    if word.fetch_or(bit, Relaxed) & bit != 0 {
-        heap.refuse_unmarked(address);
+    held.store(1, Relaxed);
+}
+
+/// Notes that the program gives the block at `address`, where one may begin, back, and wipes it. Ends the process unless
+/// the program holds it.
+#[inline(always)]
+pub(crate) fn take_back(base: usize, class: ClassIndex, address: usize) {
+    let held = held(base, class, address);
+    if held.load(Relaxed) == 0 {
+        refuse(address);
     }
+    held.store(0, Relaxed);
+    wipe(class, address);
 }
 
 /// Ends the process unless the program holds a block that begins at `address`, if it is to be one of `class`, and not a
@@ -60,47 +125,58 @@ pub(crate) fn expect_live(heap: &Heap<BuildGeometry>, class: ClassIndex, address
         return;
     }
     heap.tag_for_free(address, class);
-    let (word, bit) = bit(heap, address);
-    if !address.is_multiple_of(GRANULE) || word.load(Relaxed) & bit == 0 {
-        refuse(heap, class, address);
+    if !may_begin_at(class, address) {
+        heap.refuse_middle(address);
     }
-}
-
-/// Notes that the program gives the block at `address` back, and wipes it. Ends the process unless it holds a block
-/// that begins there.
-pub(crate) fn take_back(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
-    let (word, bit) = bit(heap, address);
-    if !address.is_multiple_of(GRANULE) || word.fetch_and(!bit, Relaxed) & bit == 0 {
-        refuse(heap, class, address);
+    if held(heap.start().addr(), class, address).load(Relaxed) == 0 {
+        refuse(address);
     }
-    wipe(class, address);
 }
 
 /// Fills a block with zeros, but for its first word, which is for the mark.
+#[inline(always)]
 pub(crate) fn wipe(class: ClassIndex, address: usize) {
-    contents(class, address).fill(0);
+    let (start, words) = contents(class, address);
+    // SAFETY: the words are in the block, whose owner gave it up.
+    unsafe { start.write_bytes(0, words) };
 }
 
-/// A block that nobody holds, without its first word.
-fn contents<'a>(class: ClassIndex, address: usize) -> &'a mut [Word] {
-    let words = SizeClasses::BUILD.block(class) / size_of::<Word>();
-    // SAFETY: a block of that class begins at the address, whose owner gave it up or is yet to get it.
-    unsafe {
-        let start = NonNull::new_unchecked(ptr::with_exposed_provenance_mut::<Word>(address));
-        NonNull::slice_from_raw_parts(start.add(1), words - 1).as_mut()
+#[inline(always)]
+fn is_wiped(class: ClassIndex, address: usize) -> bool {
+    let (start, words) = contents(class, address);
+    // SAFETY: the words are in the block, which nobody holds; who writes there all the same may be seen or not. All are
+    // read, as they are seldom found written.
+    (0..words).fold(0, |all, at| all | unsafe { start.add(at).read_volatile() }) == 0
+}
+
+/// Where what is filled of a block begins, and how many words it has: the first one is left out.
+#[inline(always)]
+fn contents(class: ClassIndex, address: usize) -> (*mut Word, usize) {
+    // SAFETY: class indices are below the number of classes.
+    let block = unsafe { *built::BLOCK_SIZES.get_unchecked(class.get()) } as usize;
+    let words = (block / size_of::<Word>()).min(FILLED_WORDS.load(Relaxed));
+    (ptr::with_exposed_provenance_mut(address + size_of::<Word>()), words - 1)
+}
+
+/// Ends the process, as the block at `address`, which is to be handed out, is not as it was left.
+#[cold]
+#[inline(never)]
+pub(crate) fn refuse_to_hand_out(address: usize) -> ! {
+    match crate::global::heap() {
+        Some(heap) => heap.refuse_unmarked(address),
+        None => fault::misuse(Misuse::UsedSinceFreed, address, None),
     }
 }
 
 #[cold]
-fn refuse(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) -> ! {
-    let offset = (address - heap.start().addr()) & (BuildGeometry.page_size() - 1);
-    let at_start = offset.is_multiple_of(SizeClasses::BUILD.block(class));
-    let state = heap.table().page_of(address).map(|page| heap.page_state(page));
-    fault::misuse(if at_start { Misuse::AlreadyFree } else { Misuse::NotAtStart }, address, state)
+#[inline(never)]
+fn refuse(address: usize) -> ! {
+    let page = crate::global::heap().and_then(|heap| Some(heap.page_state(heap.table().page_of(address)?)));
+    fault::misuse(Misuse::AlreadyFree, address, page)
 }
 
-/// Random numbers of one thread: Marsaglia's xorshift, begun by the system. They need not be good, only unknown to
-/// those who write a program's input.
+/// Random numbers of one thread, begun by the system: the upper half of a linear congruence with Knuth's multiplier.
+/// They need not be good, only unknown to those who write a program's input.
 pub(crate) struct Random(Cell<u64>);
 
 impl Random {
@@ -109,26 +185,14 @@ impl Random {
     pub(crate) const NONE: Random = Random(Cell::new(0));
 
     pub(crate) fn new() -> Random {
-        Random(Cell::new(sys::random() | 1))
+        Random(Cell::new(sys::random()))
     }
 
-    fn next(&self) -> u64 {
-        let mut number = self.0.get();
-        number ^= number << 13;
-        number ^= number >> 7;
-        number ^= number << 17;
-        self.0.set(number);
-        number
-    }
-
-    /// A number below `bound`, which is not zero.
+    /// A number below `bound`, which is not zero and fits into 32 bits.
+    #[inline(always)]
     pub(crate) fn below(&self, bound: usize) -> usize {
-        (((self.next() >> 32) * bound as u64) >> 32) as usize
-    }
-
-    pub(crate) fn shuffle(&self, slots: &mut [usize]) {
-        for last in (1..slots.len()).rev() {
-            slots.swap(last, self.below(last + 1));
-        }
+        let number = self.0.get();
+        self.0.set(number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+        (((number >> 32) * bound as u64) >> 32) as usize
     }
 }

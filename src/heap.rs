@@ -6,6 +6,11 @@
 mod accounts;
 mod blocks;
 mod given;
+#[cfg(feature = "hardened")]
+mod guards;
+#[cfg(not(feature = "hardened"))]
+#[path = "heap/guards/off.rs"]
+mod guards;
 mod large;
 mod options;
 #[cfg(feature = "os")]

@@ -126,8 +126,8 @@
 //! of the crate's own, for shared libraries, without std. With neither, every call goes to the locked heap. `os`,
 //! which both imply: all that needs an operating system; without it there are heaps over given memory only
 //! ([`GlobalHeap`], [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`: misuse
-//! is seen at the call, freed blocks are wiped and checked, what is handed out is random, and a page that cannot be
-//! touched lies behind every run. `profile`: a sampled profile of what is live.
+//! is seen at the call, freed blocks are wiped and checked, what is handed out is random, pages that cannot be touched
+//! lie around every run and between groups of Divided pages, and freed runs wait (`heap/guards.rs`). `profile`: a sampled profile of what is live.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]

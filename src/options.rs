@@ -7,6 +7,7 @@
 //! | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](crate::PageAllocator::huge_pages) |
 //! | `PMA_LIMIT` | bytes, or so many `K`, `M` or `G` (of 1024) | [`limit`](crate::PageAllocator::limit) |
 //! | `PMA_GUARD_SAMPLE` | a number, 0 for off | [`guard_sample`](crate::PageAllocator::guard_sample) |
+//! | `PMA_ZERO_ON_FREE` | `1` or `0` | `PageAllocator::zero_on_free`, with the feature `hardened` |
 //!
 //! Those of [`report`](crate::report) have no options beside them.
 //!
@@ -31,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) limit: usize,
     /// One allocation in so many is guarded; 0 for none.
     pub(crate) guard_sample: u32,
+    /// Whether all of what is freed is zeroed. A hardened build alone can do it.
+    pub(crate) zero_on_free: bool,
 }
 
 impl Options {
@@ -41,6 +44,7 @@ impl Options {
             huge_pages: true,
             limit: usize::MAX,
             guard_sample: 0,
+            zero_on_free: false,
         }
     }
 
@@ -52,6 +56,13 @@ impl Options {
         set(&mut self.huge_pages, c"PMA_HUGE_PAGES", switch, parse_switch);
         set(&mut self.limit, c"PMA_LIMIT", "it takes bytes, or so many K, M or G", parse_bytes);
         set(&mut self.guard_sample, c"PMA_GUARD_SAMPLE", "it takes a number", |value| value.parse().ok());
+        let (switch, parse): (_, fn(&str) -> _) = if cfg!(feature = "hardened") {
+            (switch, parse_switch)
+        } else {
+            // What it asks for is what there is, if that is nothing.
+            ("only a build with the feature `hardened` can do it", |value| (value == "0").then_some(false))
+        };
+        set(&mut self.zero_on_free, c"PMA_ZERO_ON_FREE", switch, parse);
         self
     }
 }

@@ -6,6 +6,8 @@
 //! | Divided | class and shard | live blocks, watermark, list links; a bitmap beside it | Free, once no block is live |
 //! | Multi head | 0 | length of the run | Free |
 //! | Multi tail | 0 | zeroed; it is neither free nor a head | Free |
+//! | guard | 0 | nothing; only in hardened builds | Free |
+//! | waiting head | 0 | length of the run, which was freed; only in hardened builds | Multi head |
 //!
 //! Whether a page is free is a bit of [`Runs`]. Tails need no writing, so a run of any length is claimed and
 //! released in a few words. For every Divided page
@@ -117,6 +119,10 @@ enum State {
     None = 0,
     Divided,
     MultiHead,
+    /// In nobody's use, and not to be: a reader sees it as Free.
+    Guard,
+    /// The head of a run that was freed, and is not used again yet: a reader sees it as Free.
+    Waiting,
 }
 
 /// How the memory of a Multi run is mapped, where that is not as in the rest of the arena.
@@ -476,7 +482,48 @@ impl<G: Geometry> PageTable<G> {
         }
         // SAFETY: the page is part of a Multi run, so its header belongs to the holder of `runs`.
         let header = unsafe { &*self.header(head) };
-        if header.state == State::MultiHead { Ok(header.run) } else { Err(Misuse::NotAtStart) }
+        match header.state {
+            State::MultiHead => Ok(header.run),
+            State::Guard | State::Waiting => Err(Misuse::FreePage),
+            _ => Err(Misuse::NotAtStart),
+        }
+    }
+
+    /// Makes a free page a guard.
+    pub fn claim_guard(&self, runs: &mut Runs, page: PageIndex) {
+        runs.claim(page, PageCount(1));
+        // SAFETY: the page was free, so its header belongs to the holder of `runs`.
+        unsafe { (*self.header(page)).state = State::Guard };
+    }
+
+    /// Makes a guard Free.
+    pub fn release_guard(&self, runs: &mut Runs, page: PageIndex) {
+        debug_assert!(self.is_guard(runs, page));
+        // SAFETY: the header of a guard belongs to the holder of `runs`.
+        unsafe { (*self.header(page)).state = State::None };
+        runs.release(page, PageCount(1));
+    }
+
+    /// Whether `page` is a guard.
+    pub fn is_guard(&self, _: &Runs, page: PageIndex) -> bool {
+        // SAFETY: the page is not Divided, and does not become so, so its header belongs to the holder of `runs`.
+        !self.tag(page).is_divided() && unsafe { (*self.header(page)).state } == State::Guard
+    }
+
+    /// Has the Multi run at `head`, mapped as usual, wait: it is nobody's, and not free yet.
+    pub fn retire_multi(&self, runs: &mut Runs, head: PageIndex) {
+        debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
+        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
+        let header = unsafe { &mut *self.header(head) };
+        (header.state, header.owner, header.tail) = (State::Waiting, ComponentIndex::NONE, 0);
+    }
+
+    /// Undoes [`retire_multi`](Self::retire_multi).
+    pub fn revive_multi(&self, _: &mut Runs, head: PageIndex) {
+        // SAFETY: the page begins a run that waits, so its header belongs to the holder of `runs`.
+        let header = unsafe { &mut *self.header(head) };
+        debug_assert_eq!(header.state, State::Waiting);
+        header.state = State::MultiHead;
     }
 
     /// Bytes at the end of the Multi run that begins at `head` that nobody asked for.
@@ -627,6 +674,7 @@ impl<G: Geometry> PageTable<G> {
         match self.multi_run(runs, page) {
             Ok(run) => Some(PageState::MultiHead { run }),
             Err(Misuse::NotAtStart) => Some(PageState::MultiTail),
+            Err(Misuse::FreePage) => Some(PageState::Free),
             Err(_) => None,
         }
     }

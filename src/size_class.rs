@@ -41,6 +41,30 @@ const_assert!(built::CLASS_COUNT <= 256); // a class index is a byte
 const_assert!(built::BLOCK_SIZES.len() == built::CLASS_COUNT);
 const_assert!(built::CLASS_OF.len() * GRANULE == built::LARGEST_CLASS);
 
+/// What tells the multiples of a block size, by class: an offset times this, cut off at 64 bits, is less than this
+/// for them alone ([Lemire, Kaser and Kurz](https://arxiv.org/abs/1902.01961)). They are the reciprocals, with as many
+/// bits behind the point as there is room for.
+static MULTIPLES: [u64; built::CLASS_COUNT] = {
+    let mut multiples = [0; built::CLASS_COUNT];
+    let mut class = 1;
+    while class < built::CLASS_COUNT {
+        multiples[class] = built::RECIPROCALS[class] << (u64::BITS - RECIPROCAL_SHIFT);
+        class += 1;
+    }
+    multiples
+};
+
+/// Whether a block of `class` may begin at `address`, which is in a page of the process heap. At none does one of
+/// [`ClassIndex::NONE`].
+#[inline(always)]
+pub(crate) fn may_begin_at(class: ClassIndex, address: usize) -> bool {
+    debug_assert!(class.get() < built::CLASS_COUNT);
+    // SAFETY: class indices are below the number of classes: the tables that yield them say so.
+    let multiples = unsafe { *MULTIPLES.get_unchecked(class.get()) };
+    let offset = address % built::PAGE_SIZE;
+    (offset as u64).wrapping_mul(multiples) < multiples
+}
+
 /// Largest page size of any heap, in bytes.
 pub const MAX_PAGE_SIZE: usize = 1 << 20;
 
@@ -321,6 +345,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn blocks_begin_at_the_multiples_of_their_size_and_nowhere_else() {
+        for class in (1..built::CLASS_COUNT).map(|class| ClassIndex(class as u8)) {
+            let block = SizeClasses::BUILD.block(class);
+            for offset in (0..built::PAGE_SIZE).step_by(if cfg!(miri) { 61 } else { 1 }) {
+                let address = 7 * built::PAGE_SIZE + offset;
+                assert_eq!(may_begin_at(class, address), offset.is_multiple_of(block), "{offset} of {block}");
+            }
+        }
+        assert!(!may_begin_at(ClassIndex::NONE, 0));
     }
 
     #[test]

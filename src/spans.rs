@@ -78,7 +78,7 @@ impl<G: Geometry> Heap<G> {
             let pages = match state {
                 PageState::MultiHead { run } => {
                     owner = table.owner(&runs, first);
-                    unasked = self.unasked(&runs, first);
+                    unasked = self.table().multi_tail(&runs, first);
                     run
                 }
                 PageState::Free => {
@@ -89,7 +89,8 @@ impl<G: Geometry> Heap<G> {
                     } else {
                         0
                     };
-                    PageCount(added.0 + unadded)
+                    // One that is not free, and still in nobody's use, is a guard or waits.
+                    PageCount(added.0 + unadded).max(PageCount(1))
                 }
                 _ => PageCount(1),
             };

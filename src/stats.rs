@@ -290,6 +290,10 @@ impl Stats {
             for (start, bytes) in metadata::mappings() {
                 self.resident.cache_bytes += residency.bytes(start, bytes);
             }
+            #[cfg(feature = "hardened")]
+            for (start, bytes) in crate::hardened::tables_in_use(heap.committed_bytes() / heap.page_size()) {
+                self.resident.table_bytes += residency.bytes(start, bytes);
+            }
             self.guarded = guarded::stats(&mut residency);
         }
         self.add_up();

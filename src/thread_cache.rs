@@ -27,7 +27,9 @@ use crate::lock::{Lock, Once};
 use crate::metadata;
 use crate::page_table::Tag;
 use crate::profile::Countdown;
-use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
+use crate::size_class::{
+    BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS, may_begin_at,
+};
 use crate::sys;
 use crate::tls;
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
@@ -73,6 +75,9 @@ const COMPONENT_WORDS: usize = 32;
 /// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
 #[cfg(feature = "hardened")]
 const LEAST_CHOICE: usize = 4;
+/// The next block is one of so many on top of the stack. More of them would have to be fetched from further away.
+#[cfg(feature = "hardened")]
+const MOST_CHOICE: usize = 16;
 
 /// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
 /// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
@@ -276,7 +281,7 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
     let block = heap.alloc_block(tag);
     if !block.is_null() {
         #[cfg(feature = "hardened")]
-        hardened::hand_out(heap, tag.class(), block.addr(), false);
+        hardened::hand_out(heap.start().addr(), tag.class(), block.addr(), false);
         // SAFETY: the block is the caller's to be, and no block is shorter.
         unsafe { block.cast::<u64>().write(0) };
     }
@@ -285,8 +290,16 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
 
 /// Gives a block back to its page without a cache.
 pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+    if !may_begin_at(class, address) {
+        heap.refuse_middle(address);
+    }
     #[cfg(feature = "hardened")]
-    hardened::take_back(heap, class, address);
+    hardened::take_back(heap.start().addr(), class, address);
+    put_taken(heap, class, address);
+}
+
+/// Gives a block that was taken back from the program to its page.
+fn put_taken(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     mark(address);
     heap.put_all(class, slice::from_mut(&mut { address }));
 }
@@ -333,6 +346,7 @@ impl Stacks {
     ///
     /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it
     /// there, and one that took it before has left neither mark nor bit.
+    #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     fn pop(&self, class: ClassIndex) -> *mut u8 {
         let top = self.top(class);
@@ -509,28 +523,44 @@ impl ThreadCache {
         self.local.pop(class)
     }
 
-    /// A block of `class`, any in the stack, or null if that has too few for it to be hard to guess which.
+    /// A block of `class`, any near the top of the stack, or null if that has too few for it to be hard to guess which.
     #[cfg(feature = "hardened")]
+    #[inline]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
         apart(|| {
-            let (slots, _) = self.local.slots(class);
-            self.pop_at_random(class, slots.len() / LEAST_CHOICE)
+            let (_, words) = self.local.words(class);
+            self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
         })
     }
 
-    /// A block of `class`, any in the stack, or null if that has no more than `left`.
+    /// A block of `class`, any near the top of the stack, or null if that has no more than `left`.
     #[cfg(feature = "hardened")]
+    #[inline]
     fn pop_at_random(&self, class: ClassIndex, left: usize) -> *mut u8 {
-        let (slots, used) = self.local.slots(class);
-        let Some(heap) = crate::global::heap().filter(|_| used > left) else { return ptr::null_mut() };
-        slots.swap(used - 1, self.random.below(used));
-        let (address, unmarked) = (slots[used - 1] & !UNMARKED, slots[used - 1] & UNMARKED != 0);
-        let block = self.local.pop(class);
-        if block.is_null() {
-            heap.refuse_unmarked(address);
+        let (start, top) = (self.local.words(class).0, self.local.top(class));
+        if start.is_null() {
+            return ptr::null_mut();
         }
-        hardened::hand_out(heap, class, address, !unmarked);
-        block
+        let slot = top.load(Relaxed);
+        // SAFETY: `top` leads to a slot in use, or to the bottom, which is where the words start; all between are in use.
+        let value = unsafe {
+            let used = slot.offset_from_unsigned(start);
+            if used <= left {
+                return ptr::null_mut();
+            }
+            let chosen = slot.sub(self.random.below(used.min(MOST_CHOICE)));
+            let value = chosen.read();
+            chosen.write(slot.read());
+            top.store(slot.sub(1), Relaxed);
+            value
+        };
+        let block = ptr::with_exposed_provenance_mut::<u64>(value & !UNMARKED);
+        // SAFETY: the block is the caller's to be, and no block is shorter.
+        if value & UNMARKED == 0 && unsafe { block.replace(0) } != FREED {
+            hardened::refuse_to_hand_out(block.addr());
+        }
+        hardened::hand_out(self.base, class, block.addr(), value & UNMARKED == 0);
+        block.cast()
     }
 
     /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
@@ -547,15 +577,18 @@ impl ThreadCache {
     /// Puts a block on the stack of its class, if there is room.
     #[inline(always)]
     fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
+        if !may_begin_at(class, address) {
+            return false;
+        }
         #[cfg(not(feature = "hardened"))]
         return self.local.push_warm(class, address);
         #[cfg(feature = "hardened")]
-        apart(|| match crate::global::heap().filter(|_| self.local.has_room(class)) {
-            Some(heap) => {
-                hardened::take_back(heap, class, address);
-                self.local.push_warm(class, address)
+        apart(|| {
+            if !self.local.has_room(class) {
+                return false;
             }
-            None => false,
+            hardened::take_back(self.base, class, address);
+            self.local.push_warm(class, address)
         })
     }
 
@@ -575,9 +608,9 @@ impl ThreadCache {
     pub(crate) fn push_remote(&self, class: Option<ClassIndex>, address: usize) -> bool {
         !cfg!(feature = "hardened")
             && self.tag_of(address).is_some_and(|tag| {
-                tag.is_divided()
-                    && class.is_none_or(|class| tag.class() == class)
+                class.is_none_or(|class| tag.class() == class)
                     && tag.shard() != self.shard
+                    && may_begin_at(tag.class(), address)
                     && self.remote.push(tag.class(), address)
             })
     }
@@ -627,8 +660,6 @@ impl ThreadCache {
         if taken < batch - used {
             slots.copy_within(batch - taken..batch, used);
         }
-        #[cfg(feature = "hardened")]
-        self.random.shuffle(&mut slots[used..used + taken]);
         self.local.set_used(class, used + taken);
         #[cfg(not(feature = "hardened"))]
         return self.local.pop(class);
@@ -644,8 +675,11 @@ impl ThreadCache {
     fn make_room(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
         let stacks = if tag.shard() == self.shard { &self.local } else { &self.remote };
         let class = tag.class();
+        if !may_begin_at(class, address) {
+            heap.refuse_middle(address);
+        }
         #[cfg(feature = "hardened")]
-        hardened::take_back(heap, class, address);
+        hardened::take_back(self.base, class, address);
         if stacks.push(class, address) {
             return;
         }
@@ -662,7 +696,7 @@ impl ThreadCache {
             }
         }
         if !stacks.push(class, address) {
-            put(heap, class, address);
+            put_taken(heap, class, address);
         }
     }
 

@@ -24,8 +24,6 @@ use child::{in_child, text};
 static HEAP: PageAllocator = PageAllocator::new();
 
 const MIB: usize = 1 << 20;
-/// Pages that lie behind each run for nobody's use.
-const GUARDS: usize = if cfg!(feature = "hardened") { 1 } else { 0 };
 
 /// Allocates blocks of one layout inside `component` until it refuses, but no more than `most`.
 fn fill(component: &Component, layout: Layout, most: usize) -> Vec<*mut u8> {
@@ -112,11 +110,11 @@ fn pages_are_not_shared_with_components() {
         in_thread(|| {
             // SAFETY: the layout's size is not zero.
             let others: Vec<*mut u8> = (0..2000).map(|_| unsafe { HEAP.alloc(layout) }).collect();
-            let pages: HashSet<usize> = others.iter().map(page).collect();
-            assert!(kept.is_disjoint(&pages));
+            assert!(others.iter().map(page).all(|page| !kept.contains(&page)));
             // A component does not take pages of threads, though they have room.
             let (kept_by_thread, going): (Vec<_>, Vec<_>) =
                 others.into_iter().enumerate().partition(|(number, _)| number % 10 == 0);
+            let pages: HashSet<usize> = kept_by_thread.iter().map(|(_, block)| page(block)).collect();
             free_all(going.into_iter().map(|(_, block)| block).collect(), layout);
             let of_another = fill(&Component::new("apart too"), layout, 500);
             assert!(of_another.iter().map(page).all(|page| !pages.contains(&page) && !kept.contains(&page)));
@@ -265,9 +263,7 @@ fn a_soft_limit_is_told_when_a_run_grows() {
                     grow()
                 }
                 assert_eq!(run.as_ptr() != start, moved, "{name}");
-                // A hardened run cannot be moved: it was copied to nobody's memory.
-                let told = if moved && !inside { 1 - GUARDS } else { 1 };
-                assert_eq!(TOLD.swap(0, Ordering::Relaxed), told, "{name}");
+                assert_eq!(TOLD.swap(0, Ordering::Relaxed), 1, "{name}");
                 // Not told again, as it is still exceeded.
                 run.reserve_exact(3 * soft_limit);
                 assert_eq!(TOLD.load(Ordering::Relaxed), 0, "{name}");
@@ -283,7 +279,7 @@ fn a_soft_limit_is_told_when_a_run_grows() {
                 };
                 let longer = if inside { component.enter(grow) } else { grow() };
                 assert_eq!(longer != run, moved, "{name}");
-                assert_eq!(TOLD.swap(0, Ordering::Relaxed), told, "{name}");
+                assert_eq!(TOLD.swap(0, Ordering::Relaxed), 1, "{name}");
                 // SAFETY: both are live or null.
                 unsafe {
                     HEAP.free(longer);
@@ -350,9 +346,8 @@ fn components_nest_and_are_left_by_panics() {
         });
         let fourth = block();
         let runs = 2 * 64 * 1024;
-        let guards = GUARDS << 16;
-        assert_eq!(OUTER.stats().multi_pages.get() << 16, 2 * (runs + guards), "{}", OUTER.stats());
-        assert_eq!(INNER.stats().multi_pages.get() << 16, runs + guards, "{}", INNER.stats());
+        assert_eq!(OUTER.stats().multi_pages.get() << 16, 2 * runs, "{}", OUTER.stats());
+        assert_eq!(INNER.stats().multi_pages.get() << 16, runs, "{}", INNER.stats());
         drop((first, second, third, fourth));
     });
     assert_eq!(OUTER.stats().multi_pages.get(), 0);
@@ -402,7 +397,7 @@ fn a_future_is_inside_whenever_it_is_polled() {
         let between = vec![1u8; 100_000];
         assert!(poll(other.as_mut()).is_pending());
         for component in [&TASK, &OTHER] {
-            assert_eq!(component.stats().multi_pages.get(), (2 + GUARDS) * polls, "{}", component.stats());
+            assert_eq!(component.stats().multi_pages.get(), 2 * polls, "{}", component.stats());
         }
         drop(between);
     }
@@ -631,7 +626,7 @@ fn dump_and_statistics_name_components() {
     let stats = seen.expect("it was entered");
     assert_eq!((stats.limit, stats.soft_limit), (Some(64 * MIB), None));
     assert!(stats.live_bytes >= kept.0.len() + kept.1.len());
-    assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (1, 8 + GUARDS));
+    assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (1, 8));
 }
 
 /// Two components have a page each, in the same condition and side by side.

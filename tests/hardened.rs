@@ -122,27 +122,30 @@ fn a_block_resized_after_it_was_freed_is_seen_at_the_call() {
 }
 
 #[test]
-fn a_write_anywhere_in_a_freed_block_is_found_when_it_is_handed_out() {
-    dies(libc::SIGABRT, TWICE_OR_WRITTEN, || {
-        let block = alloc(BLOCK);
-        // SAFETY: none for the write.
-        unsafe {
-            free(block, BLOCK);
-            block.add(767).write_volatile(1);
-        }
-        (0..1_000).for_each(|_| _ = black_box(alloc(BLOCK)));
-        survived();
-    });
+fn a_write_to_a_freed_block_is_found_when_it_is_handed_out() {
+    for (size, at) in [(768, 0), (768, 9), (768, 127), (104, 103), (40, 39), (8, 7)] {
+        dies(libc::SIGABRT, TWICE_OR_WRITTEN, || {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            let block = alloc(layout);
+            // SAFETY: none for the write.
+            unsafe {
+                free(block, layout);
+                block.add(at).write_volatile(1);
+            }
+            (0..20_000).for_each(|_| _ = black_box(alloc(layout)));
+            survived();
+        });
+    }
 }
 
 #[test]
-fn a_freed_block_is_wiped() {
+fn the_beginning_of_a_freed_block_is_wiped() {
     let block = alloc(BLOCK);
     // SAFETY: none for the reads, which see what others would see that hold a dangling pointer.
     unsafe {
         block.write_bytes(0xAA, BLOCK.size());
         free(block, BLOCK);
-        assert_eq!((0..BLOCK.size()).all(|at| block.add(at).read_volatile() != 0xAA), HARDENED);
+        assert_eq!((0..128).all(|at| block.add(at).read_volatile() != 0xAA), HARDENED);
     }
 }
 
@@ -170,30 +173,204 @@ fn blocks_of_a_fresh_page_come_in_no_order() {
     assert_eq!((4..28).contains(&ascending), HARDENED, "{ascending} of 31");
 }
 
+/// A run of so many pages.
+fn run(pages: usize) -> Layout {
+    Layout::from_size_align(pages * built::PAGE_SIZE, 1).unwrap()
+}
+
 #[test]
-fn what_lies_behind_a_run_cannot_be_touched() {
-    let run = Layout::new::<[u8; 3 * built::PAGE_SIZE]>();
+fn what_lies_around_a_run_cannot_be_touched() {
+    for at in [-1, (3 * built::PAGE_SIZE) as isize] {
+        dies(libc::SIGSEGV, "", || {
+            // SAFETY: none.
+            unsafe { alloc(run(3)).offset(at).write_volatile(1) };
+            survived();
+        });
+    }
+}
+
+#[test]
+fn what_lies_behind_a_run_that_grew_and_shrank_cannot_be_touched() {
     dies(libc::SIGSEGV, "", || {
-        // SAFETY: none.
-        unsafe { alloc(run).add(run.size()).write_volatile(1) };
+        // SAFETY: the run is live; none for the last line.
+        unsafe {
+            let mut start = alloc(run(3));
+            start = HEAP.realloc(start, run(3), 40 * built::PAGE_SIZE);
+            start.add(40 * built::PAGE_SIZE - 1).write_volatile(1);
+            start = HEAP.realloc(start, run(40), run(3).size());
+            start.add(run(3).size() - 1).write_volatile(1);
+            start.add(run(3).size()).write_volatile(1);
+        }
         survived();
     });
 }
 
 #[test]
-fn what_lies_behind_a_run_that_grew_and_shrank_cannot_be_touched() {
-    let run = Layout::new::<[u8; 3 * built::PAGE_SIZE]>();
-    dies(libc::SIGSEGV, "", || {
-        // SAFETY: the run is live; none for the last line.
+fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
+    let mut random = 7_u64;
+    let mut live: Vec<(*mut u8, usize)> = Vec::new();
+    for _ in 0..4_000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let (pages, at) = (1 + (random >> 40) as usize % 24, (random >> 20) as usize % 32);
+        // SAFETY: runs are live, and freed with their layouts.
         unsafe {
-            let mut start = alloc(run);
-            start = HEAP.realloc(start, run, 40 * built::PAGE_SIZE);
-            start.add(40 * built::PAGE_SIZE - 1).write_volatile(1);
-            let long = Layout::from_size_align_unchecked(40 * built::PAGE_SIZE, 1);
-            start = HEAP.realloc(start, long, run.size());
-            start.add(run.size() - 1).write_volatile(1);
-            start.add(run.size()).write_volatile(1);
+            if at < live.len() {
+                let (start, pages) = live.swap_remove(at);
+                free(start, run(pages));
+            }
+            let start =
+                if random.is_multiple_of(3) { HEAP.alloc_zeroed(run(pages)) } else { alloc(run(pages)) };
+            for at in (0..pages * built::PAGE_SIZE).step_by(4_096) {
+                assert!(!random.is_multiple_of(3) || start.add(at).read_volatile() == 0);
+                start.add(at).write_volatile(1);
+            }
+            live.push((start, pages));
+            if random.is_multiple_of(7) {
+                let (start, pages) = live.pop().unwrap();
+                let other = 1 + (random >> 50) as usize % 40;
+                live.push((HEAP.realloc(start, run(pages), run(other).size()), other));
+            }
+        }
+    }
+    for &(start, pages) in &live {
+        for page in [start.wrapping_sub(1), start.wrapping_add(run(pages).size())] {
+            assert!(!can_be_touched(page), "{page:p}, by a run of {pages} pages at {start:p}");
+        }
+    }
+    HEAP.check().unwrap();
+}
+
+/// Whether the system can read a byte there.
+fn can_be_touched(address: *const u8) -> bool {
+    let mut pipe = [0; 2];
+    // SAFETY: the kernel reads the byte, or says that it cannot.
+    unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        let written = libc::write(pipe[1], address.cast(), 1);
+        libc::close(pipe[0]);
+        libc::close(pipe[1]);
+        written == 1
+    }
+}
+
+#[test]
+fn between_groups_of_pages_of_blocks_there_is_one_that_cannot_be_touched() {
+    let output = in_child(
+        |_| (),
+        || {
+            // Pages of a class: 64 of them, some groups' worth.
+            let blocks: Vec<_> =
+                (0..64 * built::PAGE_SIZE / 1_024).map(|_| alloc(Layout::new::<[u8; 1_024]>())).collect();
+            let lowest = *blocks.iter().min().unwrap() as usize & !(16 * built::PAGE_SIZE - 1);
+            let highest = *blocks.iter().max().unwrap() as usize;
+            let guards: Vec<_> = (lowest..highest)
+                .step_by(16 * built::PAGE_SIZE)
+                .map(|group| can_be_touched((group + 15 * built::PAGE_SIZE) as *const u8))
+                .collect();
+            assert!(
+                guards.len() >= 4 && guards[..guards.len() - 1].iter().all(|&touched| !touched),
+                "{guards:?}"
+            );
+            // SAFETY: the blocks are live.
+            blocks.iter().for_each(|&block| unsafe { free(block, Layout::new::<[u8; 1_024]>()) });
+            drop(blocks);
+            HEAP.purge();
+            // Where nothing is divided any more, there is room for a long run.
+            let used = HEAP.summary().committed_bytes;
+            // SAFETY: the run is live, and as long as that.
+            unsafe {
+                let long = alloc(run(56));
+                (0..56).for_each(|page| long.add(page * built::PAGE_SIZE).write_volatile(1));
+            }
+            assert!(HEAP.summary().committed_bytes <= used, "guards were left behind");
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
+}
+
+#[test]
+fn a_run_that_was_freed_is_not_the_next() {
+    let mut before = Vec::new();
+    for _ in 0..20 {
+        let start = alloc(run(5));
+        assert!(!before.iter().rev().take(4).any(|&other| other == start));
+        before.push(start);
+        // SAFETY: the run is live.
+        unsafe { free(start, run(5)) };
+    }
+    // But they are used again.
+    before.sort_unstable();
+    before.dedup();
+    assert!(before.len() < 12, "{} places", before.len());
+}
+
+#[test]
+fn a_run_that_waits_is_known_to_be_free() {
+    dies(libc::SIGABRT, "freed a pointer into a page that is not in use", || {
+        let start = alloc(run(5));
+        // SAFETY: none for the second call.
+        unsafe {
+            free(start, run(5));
+            free(start, run(5));
         }
         survived();
     });
+}
+
+/// What is left of blocks and runs of so many bytes that are filled with 0xAA and freed.
+fn left_of_freed(sizes: &[usize]) -> usize {
+    let mut left = 0;
+    for &bytes in sizes {
+        let layout = Layout::from_size_align(bytes, 8).unwrap();
+        let block = alloc(layout);
+        // SAFETY: none for the reads, which see what others would see that hold a dangling pointer.
+        unsafe {
+            block.write_bytes(0xAA, bytes);
+            free(block, layout);
+            left += (8..bytes).filter(|&at| block.add(at).read_volatile() != 0).count();
+        }
+    }
+    left
+}
+
+#[test]
+fn all_of_what_is_freed_is_zeroed_if_that_is_wanted() {
+    for (zero, most) in [("1", 0), ("0", usize::MAX)] {
+        let output = in_child(
+            |command| {
+                command.env("PMA_ZERO_ON_FREE", zero);
+            },
+            || {
+                let left = left_of_freed(&[8, 24, 100, 128, 1_000, 30_000, 70_000, 900_000]);
+                println!("left: {left}");
+            },
+        );
+        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
+        let line = text(&output.stdout).lines().find_map(|line| line.split_once("left: "));
+        let left: usize = line.unwrap().1.parse().unwrap();
+        assert!(left <= most && (zero == "1" || left > 500_000), "{left} bytes with {zero}");
+    }
+}
+
+#[test]
+fn a_write_to_the_end_of_a_long_freed_block_is_found_if_all_is_zeroed() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_ZERO_ON_FREE", "1");
+        },
+        || {
+            let layout = Layout::new::<[u8; 10_000]>();
+            let block = alloc(layout);
+            // SAFETY: none for the write.
+            unsafe {
+                free(block, layout);
+                block.add(9_999).write_volatile(1);
+            }
+            (0..1_000).for_each(|_| _ = black_box(alloc(layout)));
+            survived();
+        },
+    );
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains(TWICE_OR_WRITTEN), "{}", text(&output.stderr));
 }

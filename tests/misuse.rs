@@ -257,7 +257,7 @@ mod global {
     const BLOCK: Layout = Layout::new::<[u8; 768]>();
     const DIVIDED: &str = "Divided, class size: 768";
     const RUN: Layout = Layout::new::<[u8; 3 * PAGE]>();
-    const HEAD: &str = if cfg!(feature = "hardened") { "Multi, of 4 pages" } else { "Multi, of 3 pages" };
+    const HEAD: &str = "Multi, of 3 pages";
     const TAIL: &str = "Multi, not the first of its run";
 
     fn alloc(layout: Layout) -> *mut u8 {
@@ -589,27 +589,43 @@ mod global {
     }
 
     #[test]
-    fn the_middle_of_a_block_by_the_end_of_the_thread() {
-        dies_of(MIDDLE, DIVIDED, || {
-            in_a_thread_that_ends(|| {
-                let middle = alloc(BLOCK).wrapping_add(16);
+    fn the_middle_of_a_block_at_the_call() {
+        for distance in [1, 4, 8, 16, 256, 767] {
+            dies_of(MIDDLE, DIVIDED, || {
+                let middle = alloc(BLOCK).wrapping_add(distance);
                 announce(middle);
                 // SAFETY: none, as said there.
                 unsafe { free(middle, BLOCK) };
+                // Else it is the next to be handed out, and overlaps two others.
+                assert_ne!(alloc(BLOCK), middle, "the middle of a block was handed out");
+                survived();
             });
+        }
+    }
+
+    #[test]
+    fn the_middle_of_a_block_whose_size_is_not_told_at_the_call() {
+        dies_of(MIDDLE, DIVIDED, || {
+            let middle = GLOBAL.malloc(BLOCK.size()).wrapping_add(16);
+            announce(middle);
+            // SAFETY: none, as said there.
+            unsafe { GLOBAL.free(middle) };
+            survived();
         });
     }
 
     #[test]
-    fn the_middle_of_a_block_of_another_thread() {
+    fn the_middle_of_a_block_of_another_thread_at_the_call() {
         dies_of(MIDDLE, DIVIDED, || {
             let block = AtomicPtr::new(alloc(BLOCK));
-            in_a_thread_that_ends(move || {
+            let _ = thread::spawn(move || {
                 let middle = block.into_inner().wrapping_add(1);
                 announce(middle);
                 // SAFETY: none, as said there.
                 unsafe { free(middle, BLOCK) };
-            });
+                survived();
+            })
+            .join();
         });
     }
 }

@@ -86,6 +86,7 @@ fn values_that_cannot_be_read_are_reported_once_and_ignored() {
     let output = in_child(
         |command| {
             command.env("PMA_LIMIT", "much").env("PMA_PURGE_MS", "5s").env("PMA_HUGE_PAGES", "on");
+            command.env("PMA_ZERO_ON_FREE", "yes");
         },
         || {
             thread::spawn(|| drop(vec![1; 100])).join().unwrap();
@@ -100,6 +101,12 @@ fn values_that_cannot_be_read_are_reported_once_and_ignored() {
             "page_memory_allocator: PMA_PURGE_MS=5s is ignored: it takes milliseconds, or never",
             "page_memory_allocator: PMA_HUGE_PAGES=on is ignored: it takes 1 or 0",
             "page_memory_allocator: PMA_LIMIT=much is ignored: it takes bytes, or so many K, M or G",
+            if cfg!(feature = "hardened") {
+                "page_memory_allocator: PMA_ZERO_ON_FREE=yes is ignored: it takes 1 or 0"
+            } else {
+                "page_memory_allocator: PMA_ZERO_ON_FREE=yes is ignored: \
+                 only a build with the feature `hardened` can do it"
+            },
         ]
     );
 }

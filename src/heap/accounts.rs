@@ -48,16 +48,6 @@ impl<G: Geometry> Heap<G> {
         }
     }
 
-    /// Whether `owner` may have a run of `count` pages, for which it is charged, but for its guard. The runs are locked.
-    pub(super) fn charge_run(&self, owner: ComponentIndex, count: PageCount) -> bool {
-        self.charge_pages(owner, self.without_guard(count))
-    }
-
-    /// The run of `count` pages that was `owner`'s was released, or not claimed. The runs are locked.
-    pub(super) fn credit_run(&self, owner: ComponentIndex, count: PageCount) {
-        self.credit_pages(owner, self.without_guard(count));
-    }
-
     /// Whether `owner` may have `count` pages more, for which it is charged. The runs are locked.
     pub(super) fn charge_pages(&self, owner: ComponentIndex, count: PageCount) -> bool {
         let bytes = count.bytes(self.geometry().page_shift());
@@ -92,8 +82,7 @@ impl<G: Geometry> Heap<G> {
                     live * self.geometry().classes().block(tag.class());
             } else if let Ok(run) = self.table.multi_run(runs, page) {
                 pages = run;
-                held[self.table.owner(runs, page).0 as usize] +=
-                    self.without_guard(run).bytes(self.geometry().page_shift());
+                held[self.table.owner(runs, page).0 as usize] += run.bytes(self.geometry().page_shift());
             }
             page = page.plus(pages);
         }

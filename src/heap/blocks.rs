@@ -3,6 +3,7 @@
 use super::Heap;
 use crate::fault;
 use crate::page_table::{Bin, Misuse, PageState, Tag};
+use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::ptr;
@@ -72,15 +73,19 @@ impl<G: Geometry> Heap<G> {
 
     fn claim_divided(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
         let mut runs = self.runs();
-        if !self.may_use(&runs, PageCount(1)) {
-            return None;
-        }
-        let page = self.find(&mut runs, PageCount(1))?;
+        let find = |runs: &mut Runs| {
+            if self.may_use(runs, PageCount(1)) { self.find_to_divide(runs) } else { None }
+        };
+        let page = match find(&mut runs) {
+            None if self.release_all_waiting(&mut runs) => find(&mut runs),
+            page => page,
+        }?;
         #[cfg(feature = "os")]
         if self.component_of(tag) != ComponentIndex::NONE {
             self.forgo_huge_page(&runs, page);
         }
         self.table.claim_divided(&mut runs, bin, tag, page);
+        self.settle_guards(&mut runs, page, PageCount(1));
         Some(page)
     }
 
@@ -121,7 +126,9 @@ impl<G: Geometry> Heap<G> {
             let live = divided.live();
             divided.settle();
             if live == 0 && !(keeps_last_page && bin.pages() == 1) {
-                self.table.release_divided(&mut self.runs(), &mut bin, page);
+                let mut runs = self.runs();
+                self.table.release_divided(&mut runs, &mut bin, page);
+                self.settle_guards(&mut runs, page, PageCount(1));
             }
         }
         self.credit_blocks(tag, others);
@@ -134,6 +141,14 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn refuse_unmarked(&self, address: usize) -> ! {
         let state = self.table.page_of(address).map(|page| self.page_state(page));
         fault::misuse(Misuse::UsedSinceFreed, address, state)
+    }
+
+    /// Ends the process, as `address`, which is being freed, is where no block begins.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn refuse_middle(&self, address: usize) -> ! {
+        let state = self.table.page_of(address).map(|page| self.page_state(page));
+        fault::misuse(Misuse::NotAtStart, address, state)
     }
 
     /// The tag of the Divided page that `address` lies in, if it is in one.

@@ -43,7 +43,7 @@ impl<G: Geometry> Heap<G> {
 
     /// Whether the heap's limit allows for so many pages more.
     pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
-        let used = runs.frontier().get() - runs.free_pages().get();
+        let used = runs.frontier().get() - runs.free_pages().get() - self.guards_in_use();
         used + self.guarded_pages() + more.get() <= self.limit.get()
     }
 
@@ -77,46 +77,12 @@ impl<G: Geometry> Heap<G> {
 
     /// Pages of a run for `layout`; `None` for more than any arena has.
     fn pages_for(&self, layout: Layout) -> Option<PageCount> {
-        let count = PageCount::holding(layout.size().max(1), self.geometry().page_shift())?;
-        Some(PageCount(count.0.checked_add(self.guards())?))
-    }
-
-    /// Pages behind a run that cannot be touched.
-    pub(super) fn guards(&self) -> u32 {
-        u32::from(cfg!(feature = "hardened") && self.is_process_heap)
-    }
-
-    /// Makes the last page of a run the guard that it is to have. Where the system refuses, as a process may have only
-    /// so many mappings and each guard costs two, the page lies there all the same, but can be touched.
-    fn guard(&self, head: PageIndex, count: PageCount) {
-        #[cfg(feature = "hardened")]
-        if self.guards() > 0 {
-            // SAFETY: the page is the run's last, committed, and in nobody's use.
-            unsafe { sys::protect(self.at(PageIndex(head.0 + count.0 - 1)), self.page_size()) };
-        }
-        let _ = (head, count);
-    }
-
-    /// Undoes [`guard`](Self::guard). False if the system refuses.
-    fn unguard(&self, head: PageIndex, count: PageCount) -> bool {
-        let last = self.at(PageIndex(head.0 + count.0 - 1));
-        // SAFETY: the page is part of the arena, and is to be as the others.
-        self.guards() == 0 || unsafe { sys::commit(last, self.page_size()) }
+        PageCount::holding(layout.size().max(1), self.geometry().page_shift())
     }
 
     /// Bytes of `count` pages that a run for `layout` does not need.
     fn tail(&self, count: PageCount, layout: Layout) -> usize {
-        self.without_guard(count).bytes(self.geometry().page_shift()) - layout.size().max(1)
-    }
-
-    /// Bytes at the end of the run at `head` that nobody asked for, a guard among them.
-    pub(crate) fn unasked(&self, runs: &Runs, head: PageIndex) -> usize {
-        self.table.multi_tail(runs, head) + self.guards() as usize * self.page_size()
-    }
-
-    /// Of `count` pages of a run, those that can be used.
-    pub(super) fn without_guard(&self, count: PageCount) -> PageCount {
-        PageCount(count.0 - self.guards())
+        count.bytes(self.geometry().page_shift()) - layout.size().max(1)
     }
 
     /// Where pages lie, as offsets from the start of the arena.
@@ -163,29 +129,56 @@ impl<G: Geometry> Heap<G> {
     ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
         let mut runs = self.runs();
-        if !self.may_use(&runs, count) || !self.charge_run(owner, count) {
+        let may_use =
+            self.may_use(&runs, count) || (self.release_all_waiting(&mut runs) && self.may_use(&runs, count));
+        if !may_use || !self.charge_pages(owner, count) {
             return None;
         }
-        let at_huge_page = if layout.size() >= least_aligned && self.arena.has_huge_pages() {
-            self.find_aligned(&mut runs, count, layout.align().max(HUGE_PAGE))
-        } else {
-            None
+        let claimed = match self.take_waiting(&mut runs, count, layout.align()) {
+            None => self.claim_anew(&mut runs, count, layout, least_aligned),
+            waited => waited,
         };
-        let found = at_huge_page.or_else(|| self.find_aligned(&mut runs, count, layout.align()));
-        let Some(start) = found else {
-            self.credit_run(owner, count);
+        let Some(start) = claimed else {
+            self.credit_pages(owner, count);
             return None;
         };
         self.settle_account(owner);
-        self.table.claim_multi(&mut runs, start, count);
         self.table.set_owner(&mut runs, start, owner);
         self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
-        self.guard(start, count);
         Some((runs, start, count))
     }
 
+    /// Claims `count` free pages as a run for `layout`.
+    fn claim_anew(
+        &self,
+        runs: &mut Runs,
+        count: PageCount,
+        layout: Layout,
+        least_aligned: usize,
+    ) -> Option<PageIndex> {
+        let find = |runs: &mut Runs| {
+            let at_huge_page = if layout.size() >= least_aligned && self.arena.has_huge_pages() {
+                self.find_guarded(runs, count, layout.align().max(HUGE_PAGE))
+            } else {
+                None
+            };
+            at_huge_page.or_else(|| self.find_guarded(runs, count, layout.align()))
+        };
+        let start = match find(runs) {
+            None if self.release_all_waiting(runs) => find(runs),
+            start => start,
+        }?;
+        self.table.claim_multi(runs, start, count);
+        let touchable = self.uncover(start, count);
+        if !touchable {
+            self.table.release_multi(runs, start, count);
+        }
+        self.settle_guards(runs, start, count);
+        touchable.then_some(start)
+    }
+
     /// A low run of `count` free pages whose address `align` divides.
-    fn find_aligned(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+    pub(super) fn find_aligned(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
         let shift = self.geometry().page_shift();
         if let Some(lowest) = runs.find(count)
             && self.table.address_of(lowest).is_multiple_of(align)
@@ -245,37 +238,36 @@ impl<G: Geometry> Heap<G> {
         self.free_run(runs, head, count);
     }
 
-    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, claimed: PageCount) {
-        let mut count = claimed;
-        if !self.unguard(head, count) {
-            // The guard stays as it is: a run of its own, and nobody's.
-            let usable = self.without_guard(count);
-            self.table.resize_multi(&mut runs, head, count, usable);
-            self.table.claim_multi(&mut runs, head.plus(usable), PageCount(self.guards()));
-            count = usable;
-        }
+    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
         let mapping = self.table.mapping(&runs, head);
-        if mapping != Mapping::Usual {
+        let mut blank = mapping == Mapping::Moved;
+        if mapping != Mapping::Usual || self.zeroes_freed() {
             drop(runs);
             if !self.map_as_usual(head, count, mapping) {
                 // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
                 self.table.set_multi_tail(&mut self.runs(), head, 0);
                 return;
             }
-            self.mapped(mapping).fetch_sub(1, Relaxed);
+            blank |= self.zeroes_freed() && self.zero(head, count);
             runs = self.expect_run(self.table.address_of(head), None).0;
-            self.table.set_mapping(&mut runs, head, Mapping::Usual);
+            if mapping != Mapping::Usual {
+                self.mapped(mapping).fetch_sub(1, Relaxed);
+                self.table.set_mapping(&mut runs, head, Mapping::Usual);
+            }
         }
-        self.credit_run(self.table.owner(&runs, head), claimed);
-        self.table.release_multi(&mut runs, head, count);
-        if mapping == Mapping::Moved {
-            runs.clean(head, count);
+        self.credit_pages(self.table.owner(&runs, head), count);
+        if !self.wait(&mut runs, head, count, blank) {
+            self.release_run(&mut runs, head, count, blank);
         }
     }
 
-    fn release_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
-        self.credit_run(self.table.owner(runs, head), count);
+    /// Makes a run Free, which nobody is charged for any more. If it is `blank`, it has no memory.
+    fn release_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount, blank: bool) {
         self.table.release_multi(runs, head, count);
+        if blank {
+            runs.clean(head, count);
+        }
+        self.settle_guards(runs, head, count);
     }
 
     /// Makes the run at `address` long enough for `new`, and no longer: where it stands, or by moving its memory to
@@ -283,31 +275,33 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> Option<*mut u8> {
         let new_count = self.pages_for(new)?;
         let (mut runs, head, count) = self.expect_run(address, old);
-        if new_count != count && !self.unguard(head, count) {
-            return None;
-        }
         if new_count < count {
             runs = self.shrink_run(runs, head, count, new_count);
         } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {
-            self.guard(head, count);
             drop(runs);
             return self.move_run(head, count, new);
         }
-        self.guard(head, new_count);
         self.table.set_multi_tail(&mut runs, head, self.tail(new_count, new));
         Some(self.pointer(address))
     }
 
     fn grow_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount, new_count: PageCount) -> bool {
         let more = PageCount(new_count.0 - count.0);
-        let free = runs.free_from(head.plus(count), more);
-        let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
         let owner = self.table.owner(runs, head);
         if !self.may_use(runs, more) || !self.charge_pages(owner, more) {
             return false;
         }
-        let grown = (free == more || (up_to_frontier && self.commit(runs, PageCount(more.0 - free.0))))
+        self.open_end(runs, head, count);
+        let room = PageCount(more.0 + self.room_behind(runs, head, new_count).0);
+        let free = runs.free_from(head.plus(count), room);
+        let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
+        let mut grown = (free == room || (up_to_frontier && self.commit(runs, PageCount(room.0 - free.0))))
             && self.table.resize_multi(runs, head, count, new_count);
+        if grown && !self.uncover(head.plus(count), more) {
+            self.table.resize_multi(runs, head, new_count, count);
+            grown = false;
+        }
+        self.settle_guards(runs, head, if grown { new_count } else { count });
         if grown {
             self.settle_account(owner);
         } else {
@@ -325,9 +319,11 @@ impl<G: Geometry> Heap<G> {
     ) -> Guard<'h, Runs<'static>> {
         let (tail, tail_count) = (head.plus(new_count), PageCount(count.0 - new_count.0));
         let mapping = self.table.mapping(&runs, head);
-        let usable = mapping == Mapping::Usual || {
+        let mut blank = mapping == Mapping::Moved;
+        let usable = (mapping == Mapping::Usual && !self.zeroes_freed()) || {
             drop(runs);
             let usable = self.map_as_usual(tail, tail_count, mapping);
+            blank |= usable && self.zeroes_freed() && self.zero(tail, tail_count);
             runs = self.expect_run(self.table.address_of(head), None).0;
             usable
         };
@@ -336,20 +332,18 @@ impl<G: Geometry> Heap<G> {
         if !usable {
             // A run of its own, and nobody's.
             self.table.claim_multi(&mut runs, tail, tail_count);
-        } else if mapping == Mapping::Moved {
+        } else if blank {
             runs.clean(tail, tail_count);
         }
+        self.settle_guards(&mut runs, head, new_count);
+        self.settle_guards(&mut runs, tail, tail_count);
         runs
     }
 
     /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
     fn move_run(&self, head: PageIndex, count: PageCount, new: Layout) -> Option<*mut u8> {
         let bytes = count.bytes(self.geometry().page_shift());
-        if bytes < REMAPPED
-            || self.guards() > 0
-            || !self.has_whole_os_pages()
-            || !self.count_apart(Mapping::Moved)
-        {
+        if bytes < REMAPPED || !self.has_whole_os_pages() || !self.count_apart(Mapping::Moved) {
             return None;
         }
         let owner = self.table.owner(&self.runs(), head);
@@ -382,8 +376,8 @@ impl<G: Geometry> Heap<G> {
         // What is left of the old run has no memory.
         let mapping = self.table.mapping(&runs, head);
         if mapping == Mapping::Usual {
-            self.release_run(&mut runs, head, count);
-            runs.clean(head, count);
+            self.credit_pages(self.table.owner(&runs, head), count);
+            self.release_run(&mut runs, head, count, true);
         } else {
             self.mapped(mapping).fetch_sub(1, Relaxed);
             self.moved.fetch_add(1, Relaxed);
@@ -437,6 +431,6 @@ impl<G: Geometry> Heap<G> {
             return self.geometry().classes().block(tag.class());
         }
         let (runs, head, count) = self.expect_run(address, None);
-        self.without_guard(count).bytes(self.geometry().page_shift()) - self.table.multi_tail(&runs, head)
+        count.bytes(self.geometry().page_shift()) - self.table.multi_tail(&runs, head)
     }
 }

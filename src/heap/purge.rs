@@ -36,6 +36,7 @@ impl<G: Geometry> Heap<G> {
     /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
     /// them in any case.
     pub fn purge(&self) -> usize {
+        self.release_all_waiting(&mut self.runs());
         let purged = self.purge_free_pages(Unused::All, usize::MAX)
             + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use());
         self.purge_table();
@@ -148,8 +149,7 @@ impl<G: Geometry> Heap<G> {
         };
         let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
         // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
-        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(self.without_guard(count))).sub(bytes), bytes) }
-        {
+        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
             self.table.multi_tail_purged(&mut runs, page);
             (bytes, count)
         } else {

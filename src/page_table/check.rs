@@ -73,6 +73,13 @@ impl<G: Geometry> PageTable<G> {
                         census.multi_pages += pages.get();
                         census.runs += 1;
                     }
+                    State::Guard if tag.is_divided() => return fail("a guard has a class", page),
+                    State::Guard => census.free_pages += 1,
+                    State::Waiting => {
+                        pages = header.run;
+                        self.check_multi(runs, page, pages)?;
+                        census.free_pages += pages.get();
+                    }
                     State::Divided => {
                         self.check_divided(header, page)?;
                         census.divided_pages += 1;

@@ -1,0 +1,308 @@
+//! Pages that cannot be touched: before and behind every run, and at the end of every group of pages in which one is
+//! Divided. And freed runs, which wait before their pages are used again.
+//!
+//! A guard is a page of the process heap that is claimed for it, under the lock of the runs, as long as a neighbour or
+//! its group wants it; two runs share the one between them. The system is told when it becomes a guard, and not told
+//! that it is none any more before its page is claimed for something else: a run that takes the place of another one of
+//! its length costs no system call.
+//!
+//! Linux 6.13 and newer keep a note of such pages in their page table. Elsewhere a guard is a mapping of its own, of
+//! which a process may have only so many: up to [`MOST_MAPPED`] are made, and pages of guards beyond that can be touched.
+
+use super::Heap;
+use crate::hardened::{self, Cover};
+use crate::lock::Lock;
+use crate::runs::Runs;
+use crate::size_class::Geometry;
+use crate::sys;
+use crate::units::{PageCount, PageIndex};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// The last of so many pages is a guard while another of them is Divided, and is not Divided itself.
+const GROUP: u32 = 16;
+/// Guards with mappings of their own: each may cost two.
+const MOST_MAPPED: usize = 4096;
+
+/// Freed runs that wait, and their pages.
+const MOST_WAITING: usize = 32;
+const MOST_WAITING_PAGES: PageCount = PageCount(64);
+/// Longer runs do not wait.
+const LONGEST_WAITING: PageCount = PageCount(16);
+/// A run that is freed is used again after so many others were freed.
+const LEAST_WAITING: usize = 4;
+
+/// Guards in the page table. The runs are locked when it changes.
+static GUARDS: AtomicUsize = AtomicUsize::new(0);
+/// Those with mappings of their own, pages that were guards included.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+/// Locked while the runs are.
+static WAITING: Lock<Waiting> =
+    Lock::new(Waiting { runs: [(PageIndex(0), PageCount(0)); MOST_WAITING], len: 0 });
+
+/// Freed runs, the one that was freed first in front.
+struct Waiting {
+    runs: [(PageIndex, PageCount); MOST_WAITING],
+    len: usize,
+}
+
+impl Waiting {
+    fn remove(&mut self, at: usize) -> (PageIndex, PageCount) {
+        let run = self.runs[at];
+        self.runs.copy_within(at + 1..self.len, at);
+        self.len -= 1;
+        run
+    }
+
+    fn pages(&self) -> usize {
+        self.runs[..self.len].iter().map(|(_, count)| count.get()).sum()
+    }
+}
+
+impl<G: Geometry> Heap<G> {
+    /// Whether there are guards.
+    fn has_guards(&self) -> bool {
+        self.is_process_heap && hardened::is_prepared()
+    }
+
+    /// Guards among the pages in use.
+    pub(super) fn guards_in_use(&self) -> usize {
+        if self.has_guards() { GUARDS.load(Relaxed) } else { 0 }
+    }
+
+    /// Where a run of `count` pages is to begin, at an address that `align` divides, with guards around it: they are
+    /// there, or their pages are free. None of the pages is claimed yet; commits memory if there are none.
+    pub(super) fn find_guarded(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+        if !self.has_guards() {
+            return self.find_aligned(runs, count, align);
+        }
+        for guards in 0..=2 {
+            let Some(start) = runs.find(PageCount(count.0 + guards)) else { break };
+            let before = u32::from(start.0 == 0 || !self.is_guard(runs, PageIndex(start.0 - 1)));
+            let head = start.plus(PageCount(before));
+            let behind = u32::from(!self.is_guard(runs, head.plus(count)));
+            if before + behind <= guards && self.table.address_of(head).is_multiple_of(align) {
+                return Some(head);
+            }
+        }
+        // Any run this much longer has an aligned one in it, with a page on either side.
+        let slack = (align >> self.geometry().page_shift()).saturating_sub(1);
+        let padded = PageCount(u32::try_from(count.get() + 2 + slack).ok()?);
+        let first = self.find(runs, padded)?;
+        let address = self.table.address_of(first.plus(PageCount(1))).next_multiple_of(align);
+        self.table.page_of(address)
+    }
+
+    fn is_guard(&self, runs: &Runs, page: PageIndex) -> bool {
+        page < runs.frontier() && self.table.is_guard(runs, page)
+    }
+
+    /// Has guards where they are wanted around `count` pages from `start` on, which were claimed or released, and
+    /// nowhere else.
+    pub(super) fn settle_guards(&self, runs: &mut Runs, start: PageIndex, count: PageCount) {
+        if !self.has_guards() {
+            return;
+        }
+        let end = start.plus(count);
+        if start.0 > 0 {
+            self.settle_guard(runs, PageIndex(start.0 - 1));
+        }
+        self.settle_guard(runs, end);
+        // The last page of a group that the first, or the last, of these is in.
+        for page in [start, PageIndex(end.0 - 1)] {
+            self.settle_guard(runs, PageIndex(page.0 | (GROUP - 1)));
+        }
+    }
+
+    /// Makes `page` a guard if it is free and should be one, or free if it is a guard and need not be one.
+    fn settle_guard(&self, runs: &mut Runs, page: PageIndex) {
+        if page >= runs.frontier() {
+            return;
+        }
+        let is_guard = self.table.is_guard(runs, page);
+        if !is_guard && !runs.is_free(page) {
+            return;
+        }
+        let wanted = self.is_wanted(runs, page);
+        if wanted && !is_guard {
+            self.table.claim_guard(runs, page);
+            GUARDS.fetch_add(1, Relaxed);
+            self.cover(page);
+        } else if is_guard && !wanted {
+            self.table.release_guard(runs, page);
+            GUARDS.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Whether a run is beside `page`, or a Divided page in the group that it ends.
+    fn is_wanted(&self, runs: &Runs, page: PageIndex) -> bool {
+        let is_of_run = |page: PageIndex| {
+            page < runs.frontier()
+                && !runs.is_free(page)
+                && !self.table.tag(page).is_divided()
+                && !self.table.is_guard(runs, page)
+        };
+        let first_of_group = page.0 & !(GROUP - 1);
+        (page.0 > 0 && is_of_run(PageIndex(page.0 - 1)))
+            || is_of_run(page.plus(PageCount(1)))
+            || (ends_group(page)
+                && (first_of_group..page.0).any(|page| self.table.tag(PageIndex(page)).is_divided()))
+    }
+
+    /// A free page to be divided: the lowest that is not to be a guard.
+    pub(super) fn find_to_divide(&self, runs: &mut Runs) -> Option<PageIndex> {
+        loop {
+            let page = self.find(runs, PageCount(1))?;
+            if !self.has_guards() {
+                return Some(page);
+            }
+            if !ends_group(page) {
+                return self.uncover(page, PageCount(1)).then_some(page);
+            }
+            // It is out of the way until one of its group is divided, or none is any more.
+            self.table.claim_guard(runs, page);
+            GUARDS.fetch_add(1, Relaxed);
+            self.cover(page);
+        }
+    }
+
+    /// Makes room behind a run that is to grow from `count` pages on, if the guard there is its own.
+    pub(super) fn open_end(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
+        let end = head.plus(count);
+        let beyond = end.plus(PageCount(1));
+        let is_shared =
+            || beyond < runs.frontier() && !runs.is_free(beyond) && !self.table.tag(beyond).is_divided();
+        if self.has_guards() && self.is_guard(runs, end) && !is_shared() {
+            self.table.release_guard(runs, end);
+            GUARDS.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Pages that have to be free behind the `count` pages of a run at `head`, beside those: one for its guard.
+    pub(super) fn room_behind(&self, runs: &Runs, head: PageIndex, count: PageCount) -> PageCount {
+        PageCount(u32::from(self.has_guards() && !self.is_guard(runs, head.plus(count))))
+    }
+
+    /// Has the system let nobody touch `page`, which is in nobody's use.
+    fn cover(&self, page: PageIndex) {
+        let cover = hardened::cover_of(page);
+        if cover.load(Relaxed) != Cover::None as u8 {
+            return;
+        }
+        let (start, bytes) = (self.at(page), self.page_size());
+        // SAFETY: the page is committed, and nobody needs its contents.
+        unsafe {
+            if sys::guard(start, bytes) {
+                cover.store(Cover::Noted as u8, Relaxed);
+            } else if MAPPED.load(Relaxed) < MOST_MAPPED && sys::protect(start, bytes) {
+                MAPPED.fetch_add(1, Relaxed);
+                cover.store(Cover::Mapped as u8, Relaxed);
+            }
+        }
+    }
+
+    /// Undoes [`cover`](Self::cover) for pages that were claimed, or are about to be. False if the system refuses.
+    pub(super) fn uncover(&self, start: PageIndex, count: PageCount) -> bool {
+        !self.has_guards()
+            || (start.0..start.plus(count).0).map(PageIndex).all(|page| {
+                let cover = hardened::cover_of(page);
+                let (at, bytes) = (self.at(page), self.page_size());
+                let touchable = match cover.load(Relaxed) {
+                    noted if noted == Cover::Noted as u8 => {
+                        // SAFETY: the page is part of the arena, and is to be as the others.
+                        unsafe { sys::unguard(at, bytes) }
+                    }
+                    mapped if mapped == Cover::Mapped as u8 => {
+                        // SAFETY: as above.
+                        let touchable = unsafe { sys::commit(at, bytes) };
+                        MAPPED.fetch_sub(usize::from(touchable), Relaxed);
+                        touchable
+                    }
+                    _ => return true,
+                };
+                if touchable {
+                    cover.store(Cover::None as u8, Relaxed);
+                }
+                touchable
+            })
+    }
+
+    /// Has the run of `count` pages at `head`, which is freed, wait, and releases those that waited longest instead. False
+    /// if it is not to wait. What it holds was `zeroed`, or not.
+    pub(super) fn wait(&self, runs: &mut Runs, head: PageIndex, count: PageCount, zeroed: bool) -> bool {
+        if !self.has_guards() || count > LONGEST_WAITING {
+            return false;
+        }
+        let mut waiting = WAITING.lock();
+        while waiting.len == MOST_WAITING || waiting.pages() + count.get() > MOST_WAITING_PAGES.get() {
+            let (head, count) = waiting.remove(0);
+            self.release_waiting(runs, head, count);
+        }
+        self.table.retire_multi(runs, head);
+        if !zeroed {
+            runs.soil(head, count);
+        }
+        let len = waiting.len;
+        waiting.runs[len] = (head, count);
+        waiting.len += 1;
+        true
+    }
+
+    /// Claims a run of `count` pages that waited long enough, and whose address `align` divides.
+    pub(super) fn take_waiting(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+        if !self.has_guards() {
+            return None;
+        }
+        let mut waiting = WAITING.lock();
+        let due = waiting.len.saturating_sub(LEAST_WAITING);
+        let fits = |&(head, pages): &(PageIndex, PageCount)| {
+            pages == count && self.table.address_of(head).is_multiple_of(align)
+        };
+        let at = waiting.runs[..due].iter().position(fits)?;
+        let (head, _) = waiting.remove(at);
+        self.table.revive_multi(runs, head);
+        Some(head)
+    }
+
+    /// Releases all runs that wait. False if there are none.
+    pub(super) fn release_all_waiting(&self, runs: &mut Runs) -> bool {
+        if !self.has_guards() {
+            return false;
+        }
+        let mut waiting = WAITING.lock();
+        let any = waiting.len > 0;
+        while waiting.len > 0 {
+            let (head, count) = waiting.remove(0);
+            self.release_waiting(runs, head, count);
+        }
+        any
+    }
+
+    fn release_waiting(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
+        self.table.revive_multi(runs, head);
+        self.table.release_multi(runs, head, count);
+        self.settle_guards(runs, head, count);
+    }
+
+    /// Whether what is freed is to be zeroed.
+    pub(super) fn zeroes_freed(&self) -> bool {
+        self.has_guards() && hardened::zeroes_freed()
+    }
+
+    /// Zeroes pages that their owner gives up. True if their memory went back to the system for that.
+    pub(super) fn zero(&self, start: PageIndex, count: PageCount) -> bool {
+        let (at, bytes) = (self.at(start), count.bytes(self.geometry().page_shift()));
+        // SAFETY: the pages are the caller's, who needs nothing of them.
+        unsafe {
+            let purged = self.has_whole_os_pages() && sys::purge(at, bytes);
+            if !purged {
+                at.write_bytes(0, bytes);
+            }
+            purged
+        }
+    }
+}
+
+/// Whether `page` is the last of a group.
+fn ends_group(page: PageIndex) -> bool {
+    page.0 % GROUP == GROUP - 1
+}

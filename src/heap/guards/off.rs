@@ -1,0 +1,64 @@
+//! Without the feature `hardened` there are no guards, no freed run waits, and nothing of this is left in the program.
+
+use super::Heap;
+use crate::runs::Runs;
+use crate::size_class::Geometry;
+use crate::units::{PageCount, PageIndex};
+
+impl<G: Geometry> Heap<G> {
+    #[inline(always)]
+    pub(super) fn guards_in_use(&self) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    pub(super) fn find_guarded(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+        self.find_aligned(runs, count, align)
+    }
+
+    #[inline(always)]
+    pub(super) fn find_to_divide(&self, runs: &mut Runs) -> Option<PageIndex> {
+        self.find(runs, PageCount(1))
+    }
+
+    #[inline(always)]
+    pub(super) fn uncover(&self, _: PageIndex, _: PageCount) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    pub(super) fn settle_guards(&self, _: &mut Runs, _: PageIndex, _: PageCount) {}
+
+    #[inline(always)]
+    pub(super) fn open_end(&self, _: &mut Runs, _: PageIndex, _: PageCount) {}
+
+    #[inline(always)]
+    pub(super) fn room_behind(&self, _: &Runs, _: PageIndex, _: PageCount) -> PageCount {
+        PageCount(0)
+    }
+
+    #[inline(always)]
+    pub(super) fn wait(&self, _: &mut Runs, _: PageIndex, _: PageCount, _: bool) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(super) fn take_waiting(&self, _: &mut Runs, _: PageCount, _: usize) -> Option<PageIndex> {
+        None
+    }
+
+    #[inline(always)]
+    pub(super) fn release_all_waiting(&self, _: &mut Runs) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(super) fn zeroes_freed(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(super) fn zero(&self, _: PageIndex, _: PageCount) -> bool {
+        false
+    }
+}
