@@ -265,6 +265,44 @@ fn a_cache_gives_up_what_it_did_not_use_for_a_while() {
 }
 
 #[test]
+fn a_cache_gives_up_the_blocks_for_others_that_it_did_not_add_to_for_a_while() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "20")]),
+        || {
+            // Blocks of this thread's shard, of many sizes.
+            let blocks: Vec<Vec<u8>> = (0..20_000).map(|number| vec![1; 16 + number % 500]).collect();
+            let (ask, asked) = std::sync::mpsc::channel();
+            let (answer, answered) = std::sync::mpsc::channel();
+            let other = thread::spawn(move || {
+                // It joins a shard of its own, as it begins by allocating.
+                hint::black_box(vec![1u8; 100]);
+                asked.recv().unwrap();
+                // What is in the caches of others, who wait.
+                let before = HEAP.summary().cached_bytes;
+                drop(blocks);
+                let cached = HEAP.summary().cached_bytes.saturating_sub(before);
+                answer.send(cached).unwrap();
+                let shrinks = becomes_true(|| {
+                    hint::black_box(vec![0u8; 100_000]);
+                    HEAP.summary().cached_bytes < before + cached / 4
+                });
+                answer.send(if shrinks { 0 } else { HEAP.summary().cached_bytes - before }).unwrap();
+                asked.recv().unwrap();
+            });
+            HEAP.purge();
+            ask.send(()).unwrap();
+            let cached = answered.recv().unwrap();
+            // At most 16 KiB of each of 31 sizes, and mostly more than half of that.
+            assert!((MIB / 8..MIB).contains(&cached), "{cached}");
+            assert_eq!(answered.recv().unwrap(), 0, "so many bytes are still cached");
+            ask.send(()).unwrap();
+            other.join().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn a_thread_that_only_uses_runs_gives_its_blocks_up_when_asked() {
     let output = in_child(nothing, || {
         let (ask, asked) = std::sync::mpsc::channel();
