@@ -98,7 +98,7 @@ impl PageAllocator {
         self
     }
 
-    /// Whether the system may back large runs, and heaps of more than 32 MiB, with huge pages, if it has any
+    /// Whether the system may back large runs, and heaps of more than 16 MiB (32 with more than one shard in use), with huge pages, if it has any
     /// (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise` or `always`). True unless set.
     ///
     /// Runs of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
@@ -162,6 +162,18 @@ impl PageAllocator {
     /// Whether all of what is freed is filled with zeros, and all of a freed block looked at when it is handed out,
     /// instead of its first 128 bytes. False unless set. The first 8 bytes of a block hold a mark while it is free;
     /// those of a run go back to the system.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: PageAllocator = PageAllocator::new().zero_on_free(true);
+    ///
+    /// fn main() {
+    ///     drop(String::from("a secret"));
+    ///     assert!(HEAP.check().is_ok());
+    /// }
+    /// ```
     #[cfg(feature = "hardened")]
     pub const fn zero_on_free(mut self, zero: bool) -> PageAllocator {
         self.options.zero_on_free = zero;

@@ -255,11 +255,11 @@ unsafe impl<G: Send> Send for PageTable<G> {}
 // SAFETY: as above.
 unsafe impl<G: Sync> Sync for PageTable<G> {}
 
-/// Most words of a short bitmap: enough for blocks of 64 bytes in pages of 64 KiB.
+/// Most words of a short bitmap: enough for all blocks of 64 bytes in pages of 64 KiB.
 const SHORT: usize = 16;
 
-/// The words of a page's bitmaps. A page of few blocks has the short one, so that those of many pages lie in one page
-/// of the system; a page of more has the long one, which the others never touch.
+/// The words of a page's bitmaps. A page of which few blocks were ever handed out has the short one, so that those of many
+/// pages lie in one page of the system; a page of more has the long one, which the others never touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Words {
     short: usize,
@@ -271,6 +271,12 @@ impl Words {
     fn new<G: Geometry>(geometry: G) -> Words {
         let most = (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize);
         Words { short: most.min(SHORT), long: if most > SHORT { most } else { 0 } }
+    }
+
+    /// Whether a short bitmap is enough for the blocks below `watermark`.
+    #[inline]
+    fn is_short(self, watermark: usize) -> bool {
+        watermark <= self.short * u64::BITS as usize
     }
 
     /// Bytes of `count` pages' bitmaps, the short and the long ones.
@@ -679,21 +685,29 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 
-    /// The bitmap of `page`, if its class needs `words` words.
+    /// The bitmap of a Divided page of `capacity` blocks, of which those below `watermark` were ever handed out: the short
+    /// one if that is enough for these. No bit moves from one to the other: when the watermark rises, no block below it
+    /// is free.
     #[inline]
-    fn bitmap_of(&self, page: PageIndex, words: usize) -> NonNull<[u64]> {
-        assert!(
-            page.0 < self.capacity.0 && words <= self.words.short.max(self.words.long),
-            "a page of another arena"
-        );
-        let (bitmaps, stride) = if words <= self.words.short {
-            (self.short_bitmaps, self.words.short)
-        } else {
-            (self.long_bitmaps, self.words.long)
+    fn bitmap_of(&self, page: PageIndex, capacity: usize, watermark: usize) -> NonNull<[u64]> {
+        self.bitmap_at(page, capacity, self.words.is_short(watermark))
+    }
+
+    /// The other bitmap of that page, whose bits are all zero.
+    fn other_bitmap_of(&self, page: PageIndex, capacity: usize, watermark: usize) -> NonNull<[u64]> {
+        self.bitmap_at(page, capacity, !self.words.is_short(watermark))
+    }
+
+    #[inline]
+    fn bitmap_at(&self, page: PageIndex, capacity: usize, short: bool) -> NonNull<[u64]> {
+        assert!(page.0 < self.capacity.0, "a page of another arena");
+        let (bitmaps, stride) = match short {
+            true => (self.short_bitmaps, self.words.short),
+            false => (self.long_bitmaps, self.words.long),
         };
-        // SAFETY: the page is one of the arena's, which all have a bitmap of either kind, and this one is long enough.
+        // SAFETY: the page is one of the arena's, which all have bitmaps of either kind, of that length.
         let first = unsafe { bitmaps.add(page.get() * stride) };
-        NonNull::slice_from_raw_parts(first, words)
+        NonNull::slice_from_raw_parts(first, capacity.div_ceil(u64::BITS as usize).min(stride))
     }
 }
 

@@ -577,14 +577,11 @@ impl ThreadCache {
     /// Puts a block on the stack of its class, if there is room.
     #[inline(always)]
     fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
-        if !may_begin_at(class, address) {
-            return false;
-        }
         #[cfg(not(feature = "hardened"))]
         return self.local.push_warm(class, address);
         #[cfg(feature = "hardened")]
         apart(|| {
-            if !self.local.has_room(class) {
+            if !may_begin_at(class, address) || !self.local.has_room(class) {
                 return false;
             }
             hardened::take_back(self.base, class, address);

@@ -86,7 +86,7 @@ impl PageAllocator {
     /// }
     /// // SAFETY: the block is live until it is freed, and not used after that.
     /// unsafe {
-    ///     if !HEAP.free_cached(block) {
+    ///     if !HEAP.free_cached(block) && !HEAP.free_cached_for_others(block) {
     ///         HEAP.free(block);
     ///     }
     /// }

@@ -254,7 +254,7 @@ fn a_soft_limit_is_told_when_a_run_grows() {
                 let (soft_limit, before) = if moved { (3 * MIB, 2 * MIB) } else { (MIB, 500_000) };
                 let component = Component::new(name).soft_limit(soft_limit, listen);
                 let mut run: Vec<u8> = component.enter(|| Vec::with_capacity(before));
-                let behind: Vec<u8> = Vec::with_capacity(if moved { 100_000 } else { 10 });
+                let behind: Vec<u8> = Vec::with_capacity(if moved { before } else { 10 });
                 let start = run.as_ptr();
                 let mut grow = || run.reserve_exact(2 * soft_limit);
                 if inside {
@@ -272,7 +272,7 @@ fn a_soft_limit_is_told_when_a_run_grows() {
 
                 // The same for those who know no layouts.
                 let run = component.enter(|| HEAP.malloc(before));
-                let behind = if moved { HEAP.malloc(100_000) } else { std::ptr::null_mut() };
+                let behind = if moved { HEAP.malloc(before) } else { std::ptr::null_mut() };
                 let grow = || {
                     // SAFETY: the run is live, and not used after this.
                     unsafe { HEAP.realloc_unsized(run, 2 * soft_limit) }

@@ -9,7 +9,7 @@ use std::process;
 
 #[path = "common/child.rs"]
 mod child;
-use child::{in_child, text};
+use child::{cases, in_child, text};
 
 #[global_allocator]
 static GLOBAL: PageAllocator = PageAllocator::new();
@@ -589,29 +589,17 @@ mod global {
     }
 
     #[test]
-    fn the_middle_of_a_block_at_the_call() {
-        for distance in [1, 4, 8, 16, 256, 767] {
+    fn the_middle_of_a_block_by_the_end_of_the_thread() {
+        for distance in cases(&[1, 4, 8, 16, 256, 767]) {
             dies_of(MIDDLE, DIVIDED, || {
-                let middle = alloc(BLOCK).wrapping_add(distance);
-                announce(middle);
-                // SAFETY: none, as said there.
-                unsafe { free(middle, BLOCK) };
-                // Else it is the next to be handed out, and overlaps two others.
-                assert_ne!(alloc(BLOCK), middle, "the middle of a block was handed out");
-                survived();
+                in_a_thread_that_ends(move || {
+                    let middle = alloc(BLOCK).wrapping_add(distance);
+                    announce(middle);
+                    // SAFETY: none, as said there.
+                    unsafe { free(middle, BLOCK) };
+                });
             });
         }
-    }
-
-    #[test]
-    fn the_middle_of_a_block_whose_size_is_not_told_at_the_call() {
-        dies_of(MIDDLE, DIVIDED, || {
-            let middle = GLOBAL.malloc(BLOCK.size()).wrapping_add(16);
-            announce(middle);
-            // SAFETY: none, as said there.
-            unsafe { GLOBAL.free(middle) };
-            survived();
-        });
     }
 
     #[test]

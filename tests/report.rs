@@ -160,7 +160,8 @@ fn dumps_are_in_the_working_directory_unless_another_is_set() {
     let names = fs::read_dir(&working).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
     names.sort();
-    assert!(names.len() == 2 && names[0].ends_with("-1.html") && names[1].ends_with("-1.txt"), "{names:?}");
+    let ends = ["-1.html", "-1.json", "-1.txt"];
+    assert!(names.len() == 3 && (0..3).all(|at| names[at].ends_with(ends[at])), "{names:?}");
 }
 
 #[test]

@@ -117,9 +117,14 @@ impl<G: Geometry> PageTable<G> {
             return fail("a Divided page has no class");
         }
         let capacity = self.capacity_of(tag);
-        let bitmap = self.bitmap_of(page, capacity.div_ceil(u64::BITS as usize));
+        let watermark = header.watermark as usize;
+        let bitmap = self.bitmap_of(page, capacity, watermark);
         // SAFETY: `check` has exclusive use of all bitmaps.
-        let words = unsafe { bitmap.as_ref() };
+        let (words, others) =
+            unsafe { (bitmap.as_ref(), self.other_bitmap_of(page, capacity, watermark).as_ref()) };
+        if others.iter().any(|&word| word != 0) {
+            return fail("a bitmap that is not in use has bits");
+        }
         let free_bits: usize = words.iter().map(|word| word.count_ones() as usize).sum();
         if header.live as usize + free_bits + (capacity - header.watermark as usize) != capacity {
             return fail("live + free bits + (capacity - watermark) differs from the capacity");

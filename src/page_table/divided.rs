@@ -81,11 +81,11 @@ impl<G: Geometry> DividedPage<'_, G> {
         self.header.live as usize
     }
 
-    /// The words of the bitmap that the class uses.
+    /// The words of the bitmap, as far as there may be bits.
     pub(super) fn bitmap(&mut self) -> &mut [u64] {
-        let words = self.table.capacity_of(self.tag).div_ceil(u64::BITS as usize);
+        let (capacity, watermark) = (self.table.capacity_of(self.tag), self.header.watermark as usize);
         // SAFETY: the bitmap of a Divided page belongs to the holder of its bin, as the header does.
-        unsafe { self.table.bitmap_of(self.page, words).as_mut() }
+        unsafe { self.table.bitmap_of(self.page, capacity, watermark).as_mut() }
     }
 
     /// Takes up to `slots.len()` blocks, lowest first, and writes their addresses to the end of `slots` in

@@ -1,16 +1,38 @@
 //! Runs a part of a test in a process of its own: the test binary again, asked for that one test.
 
 use std::any::type_name;
+use std::cell::Cell;
 use std::process::{Command, Output, Stdio, exit};
 use std::{env, panic, str};
 
 /// Set in a child, so that the test takes the child's part.
 const CHILD: &str = "PMA_TEST_CHILD";
+/// In a child, the number of the case that it is started for: see [`cases`].
+const CASE: &str = "PMA_TEST_CASE";
+
+thread_local! {
+    /// The case that the test is at.
+    static AT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The cases of a test that has a child for each, or in such a child the one that it is for: a child runs the test from its
+/// beginning, and would else take the first case for its own.
+#[allow(dead_code)] // some tests have one case each
+pub fn cases<T: Copy>(all: &[T]) -> impl Iterator<Item = T> {
+    let only: Option<usize> = env::var(CASE).ok().map(|case| case.parse().expect("a case has a number"));
+    let cases =
+        all.iter().copied().enumerate().filter(move |(number, _)| only.is_none_or(|only| only == *number));
+    cases.map(|(number, case)| {
+        AT.set(number);
+        case
+    })
+}
+
 /// A child that hangs is ended after so many seconds.
 const LONGEST: u32 = 120;
 
 /// Runs `body` in a child process that `prepare` may give limits, and returns what became of it. `body` is a closure
-/// of the test function itself: its type tells the test's name. A child whose `body` returns exits with success.
+/// of the test function itself: its type tells the test's name. Where there is more than one, they are for [`cases`]. A child whose `body` returns exits with success.
 pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Output {
     if env::var_os(CHILD).is_some() {
         // Of std's own hook and unwinding both want memory, of which there may be none.
@@ -28,7 +50,11 @@ pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Out
     let name = closure.split_once("::").and_then(|(_, path)| path.strip_suffix("::{{closure}}"));
     let name = name.expect("the closure is one of a test function");
     let mut command = Command::new(env::current_exe().expect("a test knows its binary"));
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(CHILD, "1").stdin(Stdio::null());
+    command
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .env(CASE, AT.get().to_string())
+        .stdin(Stdio::null());
     prepare(&mut command);
     command.output().expect("the test binary can be started")
 }
