@@ -246,7 +246,6 @@ impl Registry {
 /// What all thread caches hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct CacheTotals {
-    pub(crate) threads: usize,
     /// Blocks, by class.
     pub(crate) blocks: [usize; CLASS_COUNT],
 }
@@ -728,7 +727,14 @@ impl ThreadCache {
             return false;
         }
         self.slot_bytes.set(self.slot_bytes.get() + more);
+        debug_assert_eq!(self.slot_bytes.get(), self.bytes_of_slots());
         true
+    }
+
+    /// What [`slot_bytes`](Self::slot_bytes) is to be; the words at the ends of stacks are counted as slots.
+    fn bytes_of_slots(&self) -> usize {
+        let both = classes().flat_map(|class| [(&self.local, class), (&self.remote, class)]);
+        both.map(|(stacks, class)| stacks.words(class).1 * SizeClasses::BUILD.block(class)).sum()
     }
 
     /// Gives back what others have called for since the last slow path, or what was not used for a whole period.
@@ -776,6 +782,7 @@ impl ThreadCache {
             stacks.drop_words(class);
             stacks.held_then[class.get()].set(0);
             self.slot_bytes.set(self.slot_bytes.get() - bytes);
+            debug_assert_eq!(self.slot_bytes.get(), self.bytes_of_slots());
         }
     }
 
@@ -1036,11 +1043,10 @@ pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
 /// Counts what all caches hold. Threads at work may change it meanwhile.
 pub(crate) fn totals() -> CacheTotals {
     let registry = REGISTRY.lock();
-    let mut totals = CacheTotals { threads: 0, blocks: [0; CLASS_COUNT] };
+    let mut totals = CacheTotals { blocks: [0; CLASS_COUNT] };
     let mut next = registry.first;
     // SAFETY: caches in the registry are alive while it is locked.
     while let Some(cache) = unsafe { next.as_ref() } {
-        totals.threads += usize::from((cache.shard.0 as usize) < SHARDS);
         for class in classes() {
             totals.blocks[class.get()] += cache.local.held(class) + cache.remote.held(class);
         }

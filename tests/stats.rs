@@ -44,7 +44,7 @@ fn assert_near(what: &str, counted: usize, expected: usize) {
 #[track_caller]
 fn checked_stats() -> Stats {
     // Either way of reading makes code resident, the first time.
-    (resident_size(), HEAP.stats());
+    let _ = (resident_size(), HEAP.stats());
     let stats = HEAP.stats();
     let parts = &stats.resident;
     let sum = parts.live_block_bytes

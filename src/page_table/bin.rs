@@ -114,10 +114,34 @@ impl<G: Geometry> PageTable<G> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page_table::Tag;
+    use crate::size_class::{CustomGeometry, SizeClasses};
+    use crate::units::{ClassIndex, PageCount, ShardIndex};
+    use core::ptr::NonNull;
 
     #[test]
     fn the_more_blocks_a_page_has_free_the_later_is_its_list() {
         let lists = [(0, 0), (1, 1), (7, 1), (8, 2), (15, 2), (16, 3), (31, 3), (32, 4), (64, 4)];
         assert!(lists.iter().all(|&(free, list)| Bin::list_of(free, 64) == list));
+    }
+
+    #[test]
+    fn a_bin_spares_no_page_unless_it_has_another_and_a_page_counts_where_it_is() {
+        let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
+        let pages = PageCount(8);
+        let mut storage = std::vec![0u64; PageTable::storage(geometry, pages) / 8];
+        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
+        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else; each shard has one bin.
+        let (table, mut runs) = unsafe { PageTable::new(geometry, 1 << 20, pages, start) };
+        runs.grow(pages);
+        let tags = [0, 1].map(|shard| Tag::new(ShardIndex(shard), ClassIndex(4)));
+        let (mut from, mut to) = (Bin::new(), Bin::new());
+        table.claim_divided(&mut runs, &mut from, tags[0], PageIndex(0));
+        assert_eq!((from.spare(), from.pages()), (None, 1));
+        table.claim_divided(&mut runs, &mut from, tags[0], PageIndex(1));
+        let spared = from.spare().expect("it has two pages whose blocks are all free");
+        table.transfer(&mut from, &mut to, tags[1], spared);
+        assert_eq!((from.pages(), to.pages(), from.spare(), to.spare()), (1, 1, None, None));
+        assert_eq!((to.fullest(), table.tag(spared)), (Some(spared), tags[1]));
     }
 }
