@@ -73,7 +73,13 @@ fn alone(name: &str, work: impl FnOnce()) -> Option<String> {
         return None;
     }
     let mut child = Command::new(env::current_exe().unwrap());
-    let output = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    let output = child
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        // A sample is a run, and no block.
+        .env("PMA_PROFILE_BYTES", "1000G")
+        .output()
+        .unwrap();
     let (stdout, stderr) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
