@@ -31,7 +31,7 @@ if [ "$status" != 0 ]; then
     exit 1
 fi
 status=0
-run '--cfg pma_unchecked="release"' >/dev/null || status=$?
+TSAN_OPTIONS=halt_on_error=1 run '--cfg pma_unchecked="release"' >/dev/null || status=$?
 if [ "$status" != 66 ] || ! grep -q "WARNING: ThreadSanitizer: data race" "$CARGO_TARGET_DIR/report"; then
     echo "a race that is there was not reported: status $status"
     exit 1
