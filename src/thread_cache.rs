@@ -410,8 +410,11 @@ impl Stacks {
     /// [`push`](Self::push) of a block that this thread is to hand out again.
     #[inline(always)]
     fn push_warm(&self, class: ClassIndex, address: usize) -> bool {
-        prefetch_for_writing(address);
-        self.push(class, address)
+        let pushed = self.push(class, address);
+        if pushed {
+            prefetch_for_writing(address);
+        }
+        pushed
     }
 
     /// The slots of a class, from the bottom up, and how many of them are in use.
