@@ -699,8 +699,8 @@ impl ThreadCache {
         }
     }
 
-    /// The most words of the stack that a block of `tag` goes to. Blocks of components that wait to go home are held by
-    /// them all the while, so they do not wait for many others.
+    /// The most words of the stack that a block of `tag` goes to, which overflows: that it does is taken note of. Blocks of
+    /// components that wait to go home are held by them all the while, so they do not wait for many others.
     fn most_words(&self, tag: Tag) -> usize {
         let class = tag.class();
         if tag.shard() != self.shard {
