@@ -37,7 +37,7 @@
 //!
 //! ```text
 //! global.rs         PageAllocator: GlobalAlloc, and nothing but dispatch     unsized_calls.rs  the same for C
-//! thread_cache.rs   stacks of addresses, one cache a thread                  tls.rs            the pointer to it
+//! thread_cache/     stacks of addresses, one cache a thread                  tls.rs            the pointer to it
 //! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans.rs          a walk for readers
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)

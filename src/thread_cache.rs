@@ -1,5 +1,8 @@
 //! Thread caches: per thread and class a stack of block addresses.
 //!
+//! The [stacks] have the fast paths; the [registry] knows all caches. Here is what a cache is, and its slow
+//! paths.
+//!
 //! A cache serves and takes blocks of one shard's pages, to which it is assigned when it is made; blocks of other
 //! shards that its thread frees wait in stacks of their own until they go home. On the fast path nothing is locked
 //! and nothing is atomic in more than name: the tops are `AtomicPtr` because [`totals`] reads them from other
@@ -16,30 +19,35 @@
 //! it wipes the mark out, and a push marks it before it puts it there. So whatever a handler allocates and frees again, the
 //! last first, leaves both as they were. What remains is said in `SECURITY.md`.
 
+mod registry;
+mod stacks;
+
+pub(crate) use registry::{
+    call_for_blocks, component_totals, forget_other_threads, lock_registry, totals, unlock_registry,
+};
+
 use crate::component::Family;
 use crate::decay;
 use crate::guarded;
 #[cfg(feature = "hardened")]
 use crate::hardened;
 use crate::heap::Heap;
-use crate::ledger::MOST_COMPONENTS;
-use crate::lock::{Lock, Once};
+use crate::lock::Once;
 use crate::metadata;
 use crate::page_table::Tag;
 use crate::profile::Countdown;
-use crate::size_class::{
-    BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, built::SHARDS, may_begin_at,
-};
+use crate::size_class::{BuildGeometry, Geometry, SizeClasses, built::CLASS_COUNT, may_begin_at};
 use crate::sys;
 use crate::tls;
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
 use core::cell::Cell;
-use core::mem;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{
-    AtomicPtr, AtomicU16, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, compiler_fence,
-};
+use core::sync::atomic::{AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compiler_fence};
+use registry::{CALLS, REGISTRY, Registry, share};
+#[cfg(feature = "hardened")]
+use stacks::FREED;
+use stacks::{Stacks, UNMARKED, classes, mark, put_slots};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
@@ -54,14 +62,8 @@ const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
 const CACHE_BYTES: usize = 3 << 20;
-/// So have those of all caches, as long as there are no more than leave each [`LEAST_CACHE_BYTES`].
-const ALL_CACHES_BYTES: usize = 16 << 20;
-const LEAST_CACHE_BYTES: usize = 256 << 10;
 /// The first slots of a class are not too many if they are for no more bytes, nor ever for a component.
 const FREE_BYTES: usize = 4 << 10;
-/// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
-/// class of their shard, and of those that run at once few do.
-const SHARDS_PER_PROCESSOR: usize = 2;
 /// Words of a stack, the two at its ends included: powers of two.
 const FIRST_WORDS: usize = 8;
 const LEAST_WORDS: usize = 4;
@@ -79,45 +81,10 @@ const LEAST_CHOICE: usize = 4;
 #[cfg(feature = "hardened")]
 const MOST_CHOICE: usize = 16;
 
-/// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
-/// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
-/// written to by somebody who had freed it.
-///
-/// No block, and no decision but to end the program, depends on what a block holds: a program that writes this itself
-/// goes unnoticed at worst. It fits into an instruction, and is no address.
-const FREED: u64 = -0x0F11_4EED_i64 as u64;
-/// Set in the slot of a block that need not begin with [`FREED`]: it was never in use since its page was divided, or
-/// the system has taken its contents.
-const UNMARKED: usize = 1 << (usize::BITS - 1);
-
-/// Lies below the lowest slot of a stack, as an unmarked block at no address: what `pop` finds there says that the
-/// stack is empty.
-const BOTTOM: usize = UNMARKED;
-/// Lies above the highest slot of a stack: what `push` finds there says that the stack is full. No block is at
-/// this address, and no free slot holds this value.
-const LID: usize = 1;
-
-/// The stack of every class that has none yet: empty and full.
-static NO_STACK: [AtomicPtr<u64>; 2] =
-    [AtomicPtr::new(ptr::without_provenance_mut(BOTTOM)), AtomicPtr::new(ptr::without_provenance_mut(LID))];
-
 const_assert!(LEAST_WORDS <= FIRST_WORDS && FIRST_WORDS <= COMPONENT_WORDS && COMPONENT_WORDS <= USUAL_WORDS);
 const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS <= u16::MAX as usize);
 const_assert!(MOST_WORDS * size_of::<usize>() <= metadata::MOST);
-const_assert!(LEAST_CACHE_BYTES <= CACHE_BYTES);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
-
-/// A stack of addresses for each class. Its words are [`BOTTOM`], slots, and [`LID`].
-struct Stacks {
-    /// The highest slot in use, or the bottom.
-    tops: [AtomicPtr<usize>; CLASS_COUNT],
-    /// The first word.
-    starts: [AtomicPtr<usize>; CLASS_COUNT],
-    /// The number of words.
-    lens: [AtomicU16; CLASS_COUNT],
-    /// How many blocks each held when the last pass of [`decay`] was seen.
-    held_then: [Cell<u16>; CLASS_COUNT],
-}
 
 /// One thread's cache. See the [module](self).
 #[repr(C, align(64))]
@@ -190,91 +157,6 @@ pub(crate) static GONE: Sentinel = SENTINEL;
 /// The cache of a thread for those who interrupt it while it makes or changes its own.
 pub(crate) static BUSY: Sentinel = SENTINEL;
 
-/// All caches, for those who want to know what they hold.
-struct Registry {
-    first: *const ThreadCache,
-    /// Caches alive, by shard.
-    of_shard: [u32; SHARDS],
-    /// Shards that threads are spread over; 0 before there are any.
-    in_use: usize,
-}
-
-// SAFETY: the registry holds addresses; who follows them holds its lock.
-unsafe impl Send for Registry {}
-
-/// Calls for all blocks of all caches so far: each cache hears them on its next slow path.
-static CALLS: AtomicU32 = AtomicU32::new(0);
-
-/// Caches in the registry.
-static CACHES: AtomicUsize = AtomicUsize::new(0);
-
-static REGISTRY: Lock<Registry> =
-    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0 });
-
-/// Bytes of blocks that a cache may have slots for, where there are so many.
-fn share() -> usize {
-    (ALL_CACHES_BYTES / CACHES.load(Relaxed).max(1)).max(LEAST_CACHE_BYTES)
-}
-
-impl Registry {
-    /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
-    /// goes on with the pages that the last one left half empty.
-    ///
-    /// A thread that begins by freeing a block has taken over somebody's data, and is to free more of it: it joins
-    /// the shard of that block, unless that is crowded.
-    fn join(&mut self, of_freed: Option<ShardIndex>) -> ShardIndex {
-        if self.in_use == 0 {
-            self.in_use = (sys::processors() * SHARDS_PER_PROCESSOR).min(SHARDS);
-        }
-        let mut least = 0;
-        for shard in 1..self.in_use {
-            if self.of_shard[shard] < self.of_shard[least] {
-                least = shard;
-            }
-        }
-        if let Some(ShardIndex(shard)) = of_freed
-            && (shard as usize) < self.in_use
-            && self.of_shard[shard as usize] <= self.of_shard[least] + 1
-        {
-            least = shard as usize;
-        }
-        self.of_shard[least] += 1;
-        ShardIndex(least as u8)
-    }
-}
-
-/// What all thread caches hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct CacheTotals {
-    /// Blocks, by class.
-    pub(crate) blocks: [usize; CLASS_COUNT],
-}
-
-/// Starts to fetch the cache line of a block that was freed: it is the next to be handed out, and written to. No
-/// instruction waits for it, so a cold block costs the one who frees it nothing.
-#[inline(always)]
-fn prefetch_for_writing(address: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint, which touches no memory and never faults.
-    unsafe {
-        core::arch::asm!("prefetchw [{address}]", address = in(reg) address, options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(all(target_arch = "aarch64", not(miri)))]
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!("prfm pstl1keep, [{address}]", address = in(reg) address, options(nostack, preserves_flags, readonly));
-    }
-    let _ = address;
-}
-
-/// Writes down in a block that it is free.
-#[inline(always)]
-fn mark(address: usize) {
-    // SAFETY: the page table says that the address lies in a page of blocks, whose memory is committed, and the one who
-    // frees a block gives it up. If there is no block at the address, the program will end for it.
-    unsafe { ptr::with_exposed_provenance_mut::<u64>(address).write_unaligned(FREED) };
-}
-
 /// A block from its page without a cache, or null.
 pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
     let block = heap.alloc_block(tag);
@@ -303,198 +185,10 @@ fn put_taken(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     heap.put_all(class, slice::from_mut(&mut { address }));
 }
 
-/// Gives the blocks of slots back to their pages.
-fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize]) {
-    for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
-        *slot &= !UNMARKED;
-        #[cfg(feature = "hardened")]
-        hardened::wipe(class, *slot);
-        mark(*slot);
-    }
-    heap.put_all(class, slots);
-}
-
 /// The most words a stack of `class` grows to, as it holds no more than so many bytes of blocks, nor more words.
 fn most_words(class: ClassIndex, bytes: usize, words: usize) -> usize {
     let slots = bytes / SizeClasses::BUILD.block(class);
     (1 << (slots + 2).ilog2()).clamp(LEAST_WORDS, words)
-}
-
-impl Stacks {
-    #[allow(clippy::declare_interior_mutable_const)] // copied into each cache
-    const NONE: Stacks = Stacks {
-        tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut usize) }; CLASS_COUNT],
-        starts: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT],
-        lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
-        held_then: [const { Cell::new(0) }; CLASS_COUNT],
-    };
-
-    /// Those of a sentinel that no fast path looks at: without addresses, which the loader would have to put in.
-    #[allow(clippy::declare_interior_mutable_const)] // to be written down once
-    const UNUSED: Stacks =
-        Stacks { tops: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT], ..Stacks::NONE };
-
-    #[inline(always)]
-    fn top(&self, class: ClassIndex) -> &AtomicPtr<usize> {
-        debug_assert!(class.get() < CLASS_COUNT);
-        // SAFETY: class indices are below the number of classes: the tables that yield them say so.
-        unsafe { self.tops.get_unchecked(class.get()) }
-    }
-
-    /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
-    ///
-    /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it
-    /// there, and one that took it before has left neither mark nor bit.
-    #[cfg(not(feature = "hardened"))]
-    #[inline(always)]
-    fn pop(&self, class: ClassIndex) -> *mut u8 {
-        let top = self.top(class);
-        let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. A slot
-        // holds the address of a block, whose first word may be read and written.
-        unsafe {
-            let value = slot.read();
-            if value & UNMARKED != 0 {
-                let address = value & !UNMARKED;
-                if address == 0 {
-                    return ptr::null_mut();
-                }
-                top.store(slot.sub(1), Relaxed);
-                compiler_fence(SeqCst);
-                if slot.read_volatile() == value {
-                    // Should the slot be found in use again, the block in it is to be looked at.
-                    if cfg!(not(pma_unchecked = "bit")) {
-                        slot.write(address);
-                    }
-                    return ptr::with_exposed_provenance_mut(address);
-                }
-            } else {
-                let block = ptr::with_exposed_provenance_mut::<u64>(value);
-                top.store(slot.sub(1), Relaxed);
-                compiler_fence(SeqCst);
-                if block.read() == FREED || cfg!(pma_unchecked = "mark") {
-                    block.write(0);
-                    return block.cast();
-                }
-            }
-            top.store(slot, Relaxed);
-            ptr::null_mut()
-        }
-    }
-
-    /// Puts `address` on top; false if there is no room.
-    #[inline(always)]
-    fn push(&self, class: ClassIndex, address: usize) -> bool {
-        let top = self.top(class);
-        // SAFETY: above a slot in use, and above the bottom, there is a slot or `LID`.
-        unsafe {
-            let slot = top.load(Relaxed).add(1);
-            if slot.read() == LID {
-                return false;
-            }
-            mark(address);
-            compiler_fence(SeqCst);
-            slot.write(address);
-            top.store(slot, Relaxed);
-        }
-        true
-    }
-
-    /// Whether there is room for one block more.
-    #[cfg(feature = "hardened")]
-    fn has_room(&self, class: ClassIndex) -> bool {
-        // SAFETY: as in `push`.
-        unsafe { self.top(class).load(Relaxed).add(1).read() != LID }
-    }
-
-    /// [`push`](Self::push) of a block that this thread is to hand out again.
-    #[inline(always)]
-    fn push_warm(&self, class: ClassIndex, address: usize) -> bool {
-        let pushed = self.push(class, address);
-        if pushed {
-            prefetch_for_writing(address);
-        }
-        pushed
-    }
-
-    /// The slots of a class, from the bottom up, and how many of them are in use.
-    #[allow(clippy::mut_from_ref)] // the slots are this thread's alone, and it uses them one function at a time
-    fn slots(&self, class: ClassIndex) -> (&mut [usize], usize) {
-        let (start, len) = self.words(class);
-        if len == 0 {
-            return (&mut [], 0);
-        }
-        // SAFETY: the words are this thread's; the reference ends before they are used otherwise. `top` lies within.
-        unsafe {
-            let used = self.top(class).load(Relaxed).offset_from_unsigned(start);
-            (slice::from_raw_parts_mut(start.add(1), len - 2), used)
-        }
-    }
-
-    /// Where the words of a class are, and how many.
-    fn words(&self, class: ClassIndex) -> (*mut usize, usize) {
-        (self.starts[class.get()].load(Relaxed), self.lens[class.get()].load(Relaxed).into())
-    }
-
-    fn set_used(&self, class: ClassIndex, used: usize) {
-        let (start, len) = self.words(class);
-        debug_assert!(used < len);
-        // SAFETY: `used` is at most the number of slots, which follow the bottom.
-        self.top(class).store(unsafe { start.add(used) }, Relaxed);
-    }
-
-    /// Moves the stack of a class to `len` words, at least as many as it has.
-    fn move_to(&self, class: ClassIndex, len: usize) -> bool {
-        let Some(new) = metadata::alloc(len * size_of::<usize>()) else { return false };
-        let new = new.cast::<usize>().as_ptr();
-        let (old, used) = self.slots(class);
-        // SAFETY: the new words are zeroed, so no free slot holds `LID`; the slots in use fit.
-        unsafe {
-            new.write(BOTTOM);
-            new.add(len - 1).write(LID);
-            new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
-        }
-        self.drop_words(class);
-        self.starts[class.get()].store(new, Relaxed);
-        self.lens[class.get()].store(len as u16, Relaxed);
-        self.set_used(class, used);
-        true
-    }
-
-    /// Gives every block back to its page.
-    fn flush(&self, heap: &Heap<BuildGeometry>) {
-        for class in classes() {
-            let (slots, used) = self.slots(class);
-            put_slots(heap, class, &mut slots[..used]);
-            if used > 0 {
-                self.set_used(class, 0);
-            }
-        }
-    }
-
-    /// Gives the words of a class back, whatever is in them.
-    fn drop_words(&self, class: ClassIndex) {
-        let (start, len) = self.words(class);
-        self.top(class).store(&raw const NO_STACK as *mut usize, Relaxed);
-        self.lens[class.get()].store(0, Relaxed);
-        if let Some(start) = NonNull::new(start.cast()) {
-            // SAFETY: the words were allocated with this length, and nothing leads to them any more.
-            unsafe { metadata::free(start, len * size_of::<usize>()) };
-        }
-        self.starts[class.get()].store(ptr::null_mut(), Relaxed);
-    }
-
-    /// Blocks held, as another thread may count them: near the truth while the owner is at work.
-    fn held(&self, class: ClassIndex) -> usize {
-        let (start, len) = self.words(class);
-        let used = self.top(class).load(Relaxed).addr().wrapping_sub(start.addr()) / size_of::<usize>();
-        if !start.is_null() && used < len { used } else { 0 }
-    }
-}
-
-/// All classes.
-fn classes() -> impl DoubleEndedIterator<Item = ClassIndex> {
-    (1..CLASS_COUNT).map(|class| ClassIndex(class as u8))
 }
 
 /// The calling thread's cache, or a sentinel.
@@ -518,6 +212,35 @@ pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
 }
 
 impl ThreadCache {
+    /// An empty cache, of no registry.
+    fn new(heap: &Heap<BuildGeometry>, shard: ShardIndex, most_bytes: usize) -> ThreadCache {
+        let table = heap.table();
+        ThreadCache {
+            base: table.base(),
+            pages: table.capacity().get(),
+            tags: table.tags(),
+            countdown: Countdown::new(),
+            expected: core::array::from_fn(|class| match class {
+                0 => Tag::NONE,
+                class => Tag::new(shard, ClassIndex(class as u8)),
+            }),
+            shard_bits: Tag::new(shard, ClassIndex::NONE).bits(),
+            local: Stacks::NONE,
+            remote: Stacks::NONE,
+            shard,
+            slot_bytes: Cell::new(0),
+            most_bytes,
+            calls: Cell::new(CALLS.load(Relaxed)),
+            was_empty: [const { Cell::new(false) }; CLASS_COUNT],
+            passes: Cell::new(decay::passes()),
+            #[cfg(feature = "hardened")]
+            random: hardened::Random::new(),
+            next: Cell::new(ptr::null()),
+            previous: Cell::new(ptr::null()),
+            family: Cell::new(ptr::null()),
+        }
+    }
+
     /// A block of `class`, or null if the stack is empty.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
@@ -662,6 +385,9 @@ impl ThreadCache {
         self.local.set_used(class, used + taken);
         #[cfg(not(feature = "hardened"))]
         return self.local.pop(class);
+        // What stayed behind has its turn, or would be looked at never.
+        #[cfg(feature = "hardened")]
+        slots[..used + taken].rotate_left(used);
         #[cfg(feature = "hardened")]
         return self.pop_at_random(class, 0);
     }
@@ -808,6 +534,16 @@ impl ThreadCache {
     }
 }
 
+/// What a slow path does that is not one of the cache: has the calling thread's cache
+/// [give back](ThreadCache::give_up_blocks) what it should.
+#[inline]
+pub(crate) fn give_up_blocks(heap: &Heap<BuildGeometry>) {
+    let cache = current();
+    if !cache.is_sentinel() {
+        cache.give_up_blocks(heap);
+    }
+}
+
 /// The calling thread's cache, made if it has none; `None` if it is to have none. `of_freed` is the shard of the
 /// block that the thread frees, if that is what it is about to do.
 #[inline]
@@ -831,95 +567,45 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
     tls::set(&raw const BUSY.0);
     let made = (|| {
         let key = exit_key()?;
-        let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
-        let mut registry = REGISTRY.lock();
-        let shard = registry.join(of_freed);
-        heap.use_shard(shard);
-        // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
-        Some((key, piece, unsafe { registry.enlist(heap, piece, shard, CACHE_BYTES) }))
+        let cache = create(heap, CACHE_BYTES, |registry| {
+            let shard = registry.join(of_freed);
+            heap.use_shard(shard);
+            shard
+        })?;
+        Some((key, cache))
     })();
-    let Some((key, piece, cache)) = made else {
+    let Some((key, cache)) = made else {
         tls::set(&raw const EMPTY.0);
         return None;
     };
     // The cache is in place before the key is set: that may allocate.
     tls::set(cache);
+    let value = ptr::from_ref(cache).cast_mut().cast();
     // SAFETY: the key is valid; the value is handed to `at_exit`.
-    if !unsafe { sys::set_thread_value(key, piece.as_ptr().cast()) } {
+    if !unsafe { sys::set_thread_value(key, value) } {
         // Nobody would flush it: better none.
         // SAFETY: the cache was just made by this thread.
-        unsafe { at_exit(piece.as_ptr().cast()) };
+        unsafe { at_exit(value) };
         return None;
     }
     Some(cache)
 }
 
-impl Registry {
-    /// Makes `piece` a cache that serves `shard`, with slots for up to `most_bytes` bytes of blocks.
-    ///
-    /// # Safety
-    /// The piece is zeroed, long enough and aligned, and becomes the calling thread's cache.
-    unsafe fn enlist<'a>(
-        &mut self,
-        heap: &Heap<BuildGeometry>,
-        piece: NonNull<ThreadCache>,
-        shard: ShardIndex,
-        most_bytes: usize,
-    ) -> &'a ThreadCache {
-        let table = heap.table();
-        // SAFETY: as the caller says; who has the registry has the caches' links.
-        let cache = unsafe {
-            piece.write(ThreadCache {
-                base: table.base(),
-                pages: table.capacity().get(),
-                tags: table.tags(),
-                countdown: Countdown::new(),
-                expected: core::array::from_fn(|class| match class {
-                    0 => Tag::NONE,
-                    class => Tag::new(shard, ClassIndex(class as u8)),
-                }),
-                shard_bits: Tag::new(shard, ClassIndex::NONE).bits(),
-                local: Stacks::NONE,
-                remote: Stacks::NONE,
-                shard,
-                slot_bytes: Cell::new(0),
-                most_bytes,
-                calls: Cell::new(CALLS.load(Relaxed)),
-                was_empty: [const { Cell::new(false) }; CLASS_COUNT],
-                passes: Cell::new(decay::passes()),
-                #[cfg(feature = "hardened")]
-                random: hardened::Random::new(),
-                next: Cell::new(self.first),
-                previous: Cell::new(ptr::null()),
-                family: Cell::new(ptr::null()),
-            });
-            if let Some(first) = self.first.as_ref() {
-                first.previous.set(piece.as_ptr());
-            }
-            piece.as_ref()
-        };
-        self.first = cache;
-        CACHES.fetch_add(1, Relaxed);
-        cache
-    }
-}
-
-/// What a slow path does that is not one of the cache: has the calling thread's cache
-/// [give back](ThreadCache::give_up_blocks) what it should.
-#[inline]
-pub(crate) fn give_up_blocks(heap: &Heap<BuildGeometry>) {
-    let cache = current();
-    if !cache.is_sentinel() {
-        cache.give_up_blocks(heap);
-    }
-}
-
-/// Gives back all blocks of the calling thread's caches, and calls for those of all others.
-pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
-    CALLS.fetch_add(1, Relaxed);
-    let cache = current();
-    if !cache.is_sentinel() {
-        Family::caches_of(cache, |cache| cache.give_up_blocks(heap));
+/// Makes a cache of the calling thread, in the registry, which serves `shard`, with slots for up to `most_bytes` bytes of
+/// blocks beyond the first few of each class; `None` without memory for it.
+fn create<'a>(
+    heap: &Heap<BuildGeometry>,
+    most_bytes: usize,
+    shard: impl FnOnce(&mut Registry) -> ShardIndex,
+) -> Option<&'a ThreadCache> {
+    let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
+    let mut registry = REGISTRY.lock();
+    let shard = shard(&mut registry);
+    // SAFETY: the piece is long enough, and aligned, as it is larger than the alignment. `retire` takes it out.
+    unsafe {
+        piece.write(ThreadCache::new(heap, shard, most_bytes));
+        registry.insert(piece.as_ref());
+        Some(piece.as_ref())
     }
 }
 
@@ -955,105 +641,17 @@ pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
     for stacks in [&cache.local, &cache.remote] {
         classes().for_each(|class| stacks.drop_words(class));
     }
-    {
-        let mut registry = REGISTRY.lock();
-        if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
-            *threads -= 1;
-        }
-        // SAFETY: neighbours in the registry are alive while it is locked.
-        unsafe {
-            match cache.previous.get().as_ref() {
-                Some(previous) => previous.next.set(cache.next.get()),
-                None => registry.first = cache.next.get(),
-            }
-            if let Some(next) = cache.next.get().as_ref() {
-                next.previous.set(cache.previous.get());
-            }
-        }
-        CACHES.fetch_sub(1, Relaxed);
-    }
+    // SAFETY: it was put there when it was made.
+    unsafe { REGISTRY.lock().remove(cache) };
     // SAFETY: the cache was allocated with this size; nothing leads to it any more.
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };
 }
 
-/// One more cache for the calling thread, which serves `shard`, with slots for `most_bytes` bytes of blocks beyond the
-/// first few of each class; `None` without memory for it.
+/// One more cache for the calling thread, which serves `shard`.
 pub(crate) fn make_another<'a>(
     heap: &Heap<BuildGeometry>,
     shard: ShardIndex,
     most_bytes: usize,
 ) -> Option<&'a ThreadCache> {
-    let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
-    // SAFETY: the piece is long enough and aligned, as it is larger than the alignment.
-    Some(unsafe { REGISTRY.lock().enlist(heap, piece, shard, most_bytes) })
-}
-
-/// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile.
-pub(crate) fn lock_registry() {
-    mem::forget(REGISTRY.lock());
-}
-
-/// Opens the registry again.
-///
-/// # Safety
-/// This thread, or in a child process the one that forked, locked it.
-pub(crate) unsafe fn unlock_registry() {
-    // SAFETY: the caller's lock; no reference to the registry was kept.
-    unsafe { REGISTRY.unlock_leaked() };
-}
-
-/// Takes all caches but the calling thread's out of the registry. What they hold is lost.
-///
-/// # Safety
-/// The registry is locked by [`lock_registry`], and no other thread exists.
-pub(crate) unsafe fn forget_other_threads() {
-    // SAFETY: the caller's lock.
-    let registry = unsafe { REGISTRY.leaked() };
-    registry.first = ptr::null();
-    registry.of_shard = [0; SHARDS];
-    CACHES.store(0, Relaxed);
-    let current = current();
-    if current.is_sentinel() {
-        return;
-    }
-    Family::caches_of(current, |cache| {
-        cache.next.set(registry.first);
-        cache.previous.set(ptr::null());
-        // SAFETY: what is in the registry by now is a cache of this thread.
-        if let Some(next) = unsafe { registry.first.as_ref() } {
-            next.previous.set(cache);
-        }
-        registry.first = cache;
-        CACHES.fetch_add(1, Relaxed);
-        if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
-            *threads = 1;
-        }
-    });
-}
-
-/// Counts the bytes of blocks that wait in the caches of each component. Threads at work may change it meanwhile.
-pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
-    let registry = REGISTRY.lock();
-    let mut next = registry.first;
-    // SAFETY: caches in the registry are alive while it is locked.
-    while let Some(cache) = unsafe { next.as_ref() } {
-        let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
-        bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
-        next = cache.next.get();
-    }
-}
-
-/// Counts what all caches hold. Threads at work may change it meanwhile.
-pub(crate) fn totals() -> CacheTotals {
-    let registry = REGISTRY.lock();
-    let mut totals = CacheTotals { blocks: [0; CLASS_COUNT] };
-    let mut next = registry.first;
-    // SAFETY: caches in the registry are alive while it is locked.
-    while let Some(cache) = unsafe { next.as_ref() } {
-        for class in classes() {
-            totals.blocks[class.get()] += cache.local.held(class) + cache.remote.held(class);
-        }
-        next = cache.next.get();
-    }
-    totals
+    create(heap, most_bytes, |_| shard)
 }

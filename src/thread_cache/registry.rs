@@ -1,0 +1,191 @@
+//! The registry of all thread caches: which there are, what they hold, and what is asked of all of them.
+
+use super::stacks::classes;
+use super::{ThreadCache, current};
+use crate::component::Family;
+use crate::heap::Heap;
+use crate::ledger::MOST_COMPONENTS;
+use crate::lock::Lock;
+use crate::size_class::{BuildGeometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
+use crate::sys;
+use crate::units::ShardIndex;
+use core::mem;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use static_assertions::const_assert;
+
+/// The stacks of all caches together have slots for no more bytes of blocks than this, as long as there are no more caches
+/// than leave each [`LEAST_CACHE_BYTES`].
+const ALL_CACHES_BYTES: usize = 16 << 20;
+const LEAST_CACHE_BYTES: usize = 256 << 10;
+/// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
+/// class of their shard, and of those that run at once few do.
+const SHARDS_PER_PROCESSOR: usize = 2;
+
+const_assert!(LEAST_CACHE_BYTES <= super::CACHE_BYTES);
+
+/// All caches, for those who want to know what they hold.
+pub(super) struct Registry {
+    first: *const ThreadCache,
+    /// Caches alive, by shard.
+    of_shard: [u32; SHARDS],
+    /// Shards that threads are spread over; 0 before there are any.
+    in_use: usize,
+}
+
+// SAFETY: the registry holds addresses; who follows them holds its lock.
+unsafe impl Send for Registry {}
+
+/// Calls for all blocks of all caches so far: each cache hears them on its next slow path.
+pub(super) static CALLS: AtomicU32 = AtomicU32::new(0);
+
+/// Caches in the registry.
+static CACHES: AtomicUsize = AtomicUsize::new(0);
+
+pub(super) static REGISTRY: Lock<Registry> =
+    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0 });
+
+/// Bytes of blocks that a cache may have slots for, where there are so many.
+pub(super) fn share() -> usize {
+    (ALL_CACHES_BYTES / CACHES.load(Relaxed).max(1)).max(LEAST_CACHE_BYTES)
+}
+
+impl Registry {
+    /// The shard for one more thread: the least used, the lowest of these. Where threads come and go, the next one
+    /// goes on with the pages that the last one left half empty.
+    ///
+    /// A thread that begins by freeing a block has taken over somebody's data, and is to free more of it: it joins
+    /// the shard of that block, unless that is crowded.
+    pub(super) fn join(&mut self, of_freed: Option<ShardIndex>) -> ShardIndex {
+        if self.in_use == 0 {
+            self.in_use = (sys::processors() * SHARDS_PER_PROCESSOR).min(SHARDS);
+        }
+        let mut least = 0;
+        for shard in 1..self.in_use {
+            if self.of_shard[shard] < self.of_shard[least] {
+                least = shard;
+            }
+        }
+        if let Some(ShardIndex(shard)) = of_freed
+            && (shard as usize) < self.in_use
+            && self.of_shard[shard as usize] <= self.of_shard[least] + 1
+        {
+            least = shard as usize;
+        }
+        self.of_shard[least] += 1;
+        ShardIndex(least as u8)
+    }
+    /// Takes a cache in.
+    ///
+    /// # Safety
+    /// It is the calling thread's, in no registry, and alive until it is [taken out](Self::remove).
+    pub(super) unsafe fn insert(&mut self, cache: &ThreadCache) {
+        cache.next.set(self.first);
+        cache.previous.set(ptr::null());
+        // SAFETY: caches in the registry are alive while it is locked.
+        if let Some(first) = unsafe { self.first.as_ref() } {
+            first.previous.set(cache);
+        }
+        self.first = cache;
+        CACHES.fetch_add(1, Relaxed);
+    }
+
+    /// Takes a cache out, and its thread off the shard.
+    ///
+    /// # Safety
+    /// It is in the registry, and the calling thread's.
+    pub(super) unsafe fn remove(&mut self, cache: &ThreadCache) {
+        if let Some(threads) = self.of_shard.get_mut(cache.shard.0 as usize) {
+            *threads -= 1;
+        }
+        // SAFETY: neighbours in the registry are alive while it is locked.
+        unsafe {
+            match cache.previous.get().as_ref() {
+                Some(previous) => previous.next.set(cache.next.get()),
+                None => self.first = cache.next.get(),
+            }
+            if let Some(next) = cache.next.get().as_ref() {
+                next.previous.set(cache.previous.get());
+            }
+        }
+        CACHES.fetch_sub(1, Relaxed);
+    }
+
+    fn caches(&self) -> impl Iterator<Item = &ThreadCache> {
+        // SAFETY: caches in the registry are alive while it is locked.
+        let follow = |cache: *const ThreadCache| unsafe { cache.as_ref() };
+        core::iter::successors(follow(self.first), move |cache| follow(cache.next.get()))
+    }
+}
+
+/// Gives back all blocks of the calling thread's caches, and calls for those of all others.
+pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
+    CALLS.fetch_add(1, Relaxed);
+    let cache = current();
+    if !cache.is_sentinel() {
+        Family::caches_of(cache, |cache| cache.give_up_blocks(heap));
+    }
+}
+
+/// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile.
+pub(crate) fn lock_registry() {
+    mem::forget(REGISTRY.lock());
+}
+
+/// Opens the registry again.
+///
+/// # Safety
+/// This thread, or in a child process the one that forked, locked it.
+pub(crate) unsafe fn unlock_registry() {
+    // SAFETY: the caller's lock; no reference to the registry was kept.
+    unsafe { REGISTRY.unlock_leaked() };
+}
+
+/// Takes all caches but the calling thread's out of the registry. What they hold is lost.
+///
+/// # Safety
+/// The registry is locked by [`lock_registry`], and no other thread exists.
+pub(crate) unsafe fn forget_other_threads() {
+    // SAFETY: the caller's lock.
+    let registry = unsafe { REGISTRY.leaked() };
+    registry.first = ptr::null();
+    registry.of_shard = [0; SHARDS];
+    CACHES.store(0, Relaxed);
+    let current = current();
+    if current.is_sentinel() {
+        return;
+    }
+    Family::caches_of(current, |cache| {
+        // SAFETY: the caches of this thread are in no registry any more, and stay.
+        unsafe { registry.insert(cache) };
+        if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
+            *threads = 1;
+        }
+    });
+}
+
+/// What all thread caches hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CacheTotals {
+    /// Blocks, by class.
+    pub(crate) blocks: [usize; CLASS_COUNT],
+}
+
+/// Counts what all caches hold. Threads at work may change it meanwhile.
+pub(crate) fn totals() -> CacheTotals {
+    let mut totals = CacheTotals { blocks: [0; CLASS_COUNT] };
+    for cache in REGISTRY.lock().caches() {
+        for class in classes() {
+            totals.blocks[class.get()] += cache.local.held(class) + cache.remote.held(class);
+        }
+    }
+    totals
+}
+
+/// Counts the bytes of blocks that wait in the caches of each component. Threads at work may change it meanwhile.
+pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
+    for cache in REGISTRY.lock().caches() {
+        let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
+        bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
+    }
+}

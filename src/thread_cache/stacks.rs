@@ -1,0 +1,261 @@
+//! Stacks of block addresses, one for each size class: what a thread cache is made of, and its fast paths.
+//!
+//! Owned by one thread, which alone changes them. Nothing is atomic in more than name: others read the tops to count.
+
+#[cfg(feature = "hardened")]
+use crate::hardened;
+use crate::heap::Heap;
+use crate::metadata;
+use crate::size_class::{BuildGeometry, built::CLASS_COUNT};
+use crate::units::ClassIndex;
+use core::cell::Cell;
+use core::ptr::{self, NonNull};
+use core::slice;
+use core::sync::atomic::{AtomicPtr, AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compiler_fence};
+
+/// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
+/// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
+/// written to by somebody who had freed it.
+///
+/// No block, and no decision but to end the program, depends on what a block holds: a program that writes this itself
+/// goes unnoticed at worst. It fits into an instruction, and is no address.
+pub(super) const FREED: u64 = -0x0F11_4EED_i64 as u64;
+/// Set in the slot of a block that need not begin with [`FREED`]: it was never in use since its page was divided, or
+/// the system has taken its contents.
+pub(super) const UNMARKED: usize = 1 << (usize::BITS - 1);
+
+/// Lies below the lowest slot of a stack, as an unmarked block at no address: what `pop` finds there says that the
+/// stack is empty.
+const BOTTOM: usize = UNMARKED;
+/// Lies above the highest slot of a stack: what `push` finds there says that the stack is full. No block is at
+/// this address, and no free slot holds this value.
+const LID: usize = 1;
+
+/// The stack of every class that has none yet: empty and full.
+static NO_STACK: [AtomicPtr<u64>; 2] =
+    [AtomicPtr::new(ptr::without_provenance_mut(BOTTOM)), AtomicPtr::new(ptr::without_provenance_mut(LID))];
+
+/// A stack of addresses for each class. Its words are [`BOTTOM`], slots, and [`LID`].
+pub(super) struct Stacks {
+    /// The highest slot in use, or the bottom.
+    tops: [AtomicPtr<usize>; CLASS_COUNT],
+    /// The first word.
+    starts: [AtomicPtr<usize>; CLASS_COUNT],
+    /// The number of words.
+    lens: [AtomicU16; CLASS_COUNT],
+    /// How many blocks each held when the last pass of [`decay`] was seen.
+    pub(super) held_then: [Cell<u16>; CLASS_COUNT],
+}
+
+/// Starts to fetch the cache line of a block that was freed: it is the next to be handed out, and written to. No
+/// instruction waits for it, so a cold block costs the one who frees it nothing.
+#[inline(always)]
+fn prefetch_for_writing(address: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint, which touches no memory and never faults.
+    unsafe {
+        core::arch::asm!("prefetchw [{address}]", address = in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("prfm pstl1keep, [{address}]", address = in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    let _ = address;
+}
+
+/// Writes down in a block that it is free.
+#[inline(always)]
+pub(super) fn mark(address: usize) {
+    // SAFETY: the page table says that the address lies in a page of blocks, whose memory is committed, and the one who
+    // frees a block gives it up. If there is no block at the address, the program will end for it.
+    unsafe { ptr::with_exposed_provenance_mut::<u64>(address).write_unaligned(FREED) };
+}
+
+/// Gives the blocks of slots back to their pages.
+pub(super) fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize]) {
+    for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
+        *slot &= !UNMARKED;
+        #[cfg(feature = "hardened")]
+        hardened::wipe(class, *slot);
+        mark(*slot);
+    }
+    heap.put_all(class, slots);
+}
+
+impl Stacks {
+    #[allow(clippy::declare_interior_mutable_const)] // copied into each cache
+    pub(super) const NONE: Stacks = Stacks {
+        tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut usize) }; CLASS_COUNT],
+        starts: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT],
+        lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
+        held_then: [const { Cell::new(0) }; CLASS_COUNT],
+    };
+
+    /// Those of a sentinel that no fast path looks at: without addresses, which the loader would have to put in.
+    #[allow(clippy::declare_interior_mutable_const)] // to be written down once
+    pub(super) const UNUSED: Stacks =
+        Stacks { tops: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT], ..Stacks::NONE };
+
+    #[inline(always)]
+    pub(super) fn top(&self, class: ClassIndex) -> &AtomicPtr<usize> {
+        debug_assert!(class.get() < CLASS_COUNT);
+        // SAFETY: class indices are below the number of classes: the tables that yield them say so.
+        unsafe { self.tops.get_unchecked(class.get()) }
+    }
+
+    /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
+    ///
+    /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it
+    /// there, and one that took it before has left neither mark nor bit.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(always)]
+    pub(super) fn pop(&self, class: ClassIndex) -> *mut u8 {
+        let top = self.top(class);
+        let slot = top.load(Relaxed);
+        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. A slot
+        // holds the address of a block, whose first word may be read and written.
+        unsafe {
+            let value = slot.read();
+            if value & UNMARKED != 0 {
+                let address = value & !UNMARKED;
+                if address == 0 {
+                    return ptr::null_mut();
+                }
+                top.store(slot.sub(1), Relaxed);
+                compiler_fence(SeqCst);
+                if slot.read_volatile() == value {
+                    // Should the slot be found in use again, the block in it is to be looked at.
+                    if cfg!(not(pma_unchecked = "bit")) {
+                        slot.write(address);
+                    }
+                    return ptr::with_exposed_provenance_mut(address);
+                }
+            } else {
+                let block = ptr::with_exposed_provenance_mut::<u64>(value);
+                top.store(slot.sub(1), Relaxed);
+                compiler_fence(SeqCst);
+                if block.read() == FREED || cfg!(pma_unchecked = "mark") {
+                    block.write(0);
+                    return block.cast();
+                }
+            }
+            top.store(slot, Relaxed);
+            ptr::null_mut()
+        }
+    }
+
+    /// Puts `address` on top; false if there is no room.
+    #[inline(always)]
+    pub(super) fn push(&self, class: ClassIndex, address: usize) -> bool {
+        let top = self.top(class);
+        // SAFETY: above a slot in use, and above the bottom, there is a slot or `LID`.
+        unsafe {
+            let slot = top.load(Relaxed).add(1);
+            if slot.read() == LID {
+                return false;
+            }
+            mark(address);
+            compiler_fence(SeqCst);
+            slot.write(address);
+            top.store(slot, Relaxed);
+        }
+        true
+    }
+
+    /// Whether there is room for one block more.
+    #[cfg(feature = "hardened")]
+    pub(super) fn has_room(&self, class: ClassIndex) -> bool {
+        // SAFETY: as in `push`.
+        unsafe { self.top(class).load(Relaxed).add(1).read() != LID }
+    }
+
+    /// [`push`](Self::push) of a block that this thread is to hand out again.
+    #[inline(always)]
+    pub(super) fn push_warm(&self, class: ClassIndex, address: usize) -> bool {
+        let pushed = self.push(class, address);
+        if pushed {
+            prefetch_for_writing(address);
+        }
+        pushed
+    }
+
+    /// The slots of a class, from the bottom up, and how many of them are in use.
+    #[allow(clippy::mut_from_ref)] // the slots are this thread's alone, and it uses them one function at a time
+    pub(super) fn slots(&self, class: ClassIndex) -> (&mut [usize], usize) {
+        let (start, len) = self.words(class);
+        if len == 0 {
+            return (&mut [], 0);
+        }
+        // SAFETY: the words are this thread's; the reference ends before they are used otherwise. `top` lies within.
+        unsafe {
+            let used = self.top(class).load(Relaxed).offset_from_unsigned(start);
+            (slice::from_raw_parts_mut(start.add(1), len - 2), used)
+        }
+    }
+
+    /// Where the words of a class are, and how many.
+    pub(super) fn words(&self, class: ClassIndex) -> (*mut usize, usize) {
+        (self.starts[class.get()].load(Relaxed), self.lens[class.get()].load(Relaxed).into())
+    }
+
+    pub(super) fn set_used(&self, class: ClassIndex, used: usize) {
+        let (start, len) = self.words(class);
+        debug_assert!(used < len);
+        // SAFETY: `used` is at most the number of slots, which follow the bottom.
+        self.top(class).store(unsafe { start.add(used) }, Relaxed);
+    }
+
+    /// Moves the stack of a class to `len` words, at least as many as it has.
+    pub(super) fn move_to(&self, class: ClassIndex, len: usize) -> bool {
+        let Some(new) = metadata::alloc(len * size_of::<usize>()) else { return false };
+        let new = new.cast::<usize>().as_ptr();
+        let (old, used) = self.slots(class);
+        // SAFETY: the new words are zeroed, so no free slot holds `LID`; the slots in use fit.
+        unsafe {
+            new.write(BOTTOM);
+            new.add(len - 1).write(LID);
+            new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
+        }
+        self.drop_words(class);
+        self.starts[class.get()].store(new, Relaxed);
+        self.lens[class.get()].store(len as u16, Relaxed);
+        self.set_used(class, used);
+        true
+    }
+
+    /// Gives every block back to its page.
+    pub(super) fn flush(&self, heap: &Heap<BuildGeometry>) {
+        for class in classes() {
+            let (slots, used) = self.slots(class);
+            put_slots(heap, class, &mut slots[..used]);
+            if used > 0 {
+                self.set_used(class, 0);
+            }
+        }
+    }
+
+    /// Gives the words of a class back, whatever is in them.
+    pub(super) fn drop_words(&self, class: ClassIndex) {
+        let (start, len) = self.words(class);
+        self.top(class).store(&raw const NO_STACK as *mut usize, Relaxed);
+        self.lens[class.get()].store(0, Relaxed);
+        if let Some(start) = NonNull::new(start.cast()) {
+            // SAFETY: the words were allocated with this length, and nothing leads to them any more.
+            unsafe { metadata::free(start, len * size_of::<usize>()) };
+        }
+        self.starts[class.get()].store(ptr::null_mut(), Relaxed);
+    }
+
+    /// Blocks held, as another thread may count them: near the truth while the owner is at work.
+    pub(super) fn held(&self, class: ClassIndex) -> usize {
+        let (start, len) = self.words(class);
+        let used = self.top(class).load(Relaxed).addr().wrapping_sub(start.addr()) / size_of::<usize>();
+        if !start.is_null() && used < len { used } else { 0 }
+    }
+}
+
+/// All classes.
+pub(super) fn classes() -> impl DoubleEndedIterator<Item = ClassIndex> {
+    (1..CLASS_COUNT).map(|class| ClassIndex(class as u8))
+}
