@@ -17,7 +17,7 @@ use static_assertions::const_assert;
 /// The stacks of all caches together have slots for no more bytes of blocks than this, as long as there are no more caches
 /// than leave each [`LEAST_CACHE_BYTES`].
 const ALL_CACHES_BYTES: usize = 16 << 20;
-const LEAST_CACHE_BYTES: usize = 256 << 10;
+const LEAST_CACHE_BYTES: usize = 1 << 20;
 /// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
 /// class of their shard, and of those that run at once few do.
 const SHARDS_PER_PROCESSOR: usize = 2;
