@@ -1,13 +1,18 @@
 //! What the feature `hardened` adds: misuse is seen at the call, freed blocks are wiped and checked, and what is handed
 //! out next is hard to guess. Without it, the same programs show that it does: there the misuse goes unnoticed.
+//!
+//! The tests of guard pages are made twice: with those of the system, if it has any, and as on a system before Linux
+//! 6.13, which has none. For that this binary's `madvise` stands before that of the C library.
 
 use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
 use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::{CStr, c_int, c_long, c_void};
+use std::fs;
 use std::hint::black_box;
 use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{self, Output};
+use std::process::{self, Command, Output};
 use std::sync::atomic::AtomicPtr;
 use std::thread;
 
@@ -183,6 +188,29 @@ fn blocks_of_a_fresh_page_come_in_no_order() {
     assert_eq!((4..28).contains(&ascending), HARDENED, "{ascending} of 31");
 }
 
+/// Set in a child whose system is to know nothing of guard pages.
+const OLD: &CStr = c"PMA_TEST_OLD_SYSTEM";
+
+fn system_is_old(command: &mut Command, old: bool) {
+    if old {
+        command.env(OLD.to_str().unwrap(), "1");
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn madvise(start: *mut c_void, bytes: usize, advice: c_int) -> c_int {
+    const MADV_GUARD_INSTALL: c_int = 102;
+    const MADV_GUARD_REMOVE: c_int = 103;
+    // SAFETY: nobody changes the environment; the call is as the caller says; errno can be written.
+    unsafe {
+        if matches!(advice, MADV_GUARD_INSTALL | MADV_GUARD_REMOVE) && !libc::getenv(OLD.as_ptr()).is_null() {
+            *libc::__errno_location() = libc::EINVAL;
+            return -1;
+        }
+        libc::syscall(libc::SYS_madvise, start, bytes, c_long::from(advice)) as c_int
+    }
+}
+
 /// A run of so many pages.
 fn run(pages: usize) -> Layout {
     Layout::from_size_align(pages * built::PAGE_SIZE, 1).unwrap()
@@ -190,12 +218,17 @@ fn run(pages: usize) -> Layout {
 
 #[test]
 fn what_lies_around_a_run_cannot_be_touched() {
-    for at in cases(&[-1, (3 * built::PAGE_SIZE) as isize]) {
-        dies(libc::SIGSEGV, "", || {
-            // SAFETY: none.
-            unsafe { alloc(run(3)).offset(at).write_volatile(1) };
-            survived();
-        });
+    let (before, behind) = (-1, (3 * built::PAGE_SIZE) as isize);
+    for (at, old) in cases(&[(before, false), (behind, false), (before, true), (behind, true)]) {
+        let output = in_child(
+            |command| system_is_old(command, old),
+            || {
+                // SAFETY: none.
+                unsafe { alloc(run(3)).offset(at).write_volatile(1) };
+                survived();
+            },
+        );
+        died_if_hardened(&output, libc::SIGSEGV, "");
     }
 }
 
@@ -217,6 +250,13 @@ fn what_lies_behind_a_run_that_grew_and_shrank_cannot_be_touched() {
 
 #[test]
 fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
+    for old in cases(&[false, true]) {
+        let output = in_child(|command| system_is_old(command, old), || runs_come_and_go());
+        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
+    }
+}
+
+fn runs_come_and_go() {
     let mut random = 7_u64;
     let mut live: Vec<(*mut u8, usize)> = Vec::new();
     for _ in 0..4_000 {
@@ -265,33 +305,78 @@ fn can_be_touched(address: *const u8) -> bool {
 
 #[test]
 fn between_groups_of_pages_of_blocks_there_is_one_that_cannot_be_touched() {
+    for old in cases(&[false, true]) {
+        let output = in_child(|command| system_is_old(command, old), || groups_come_and_go());
+        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
+    }
+}
+
+fn groups_come_and_go() {
+    // Pages of a class: 64 of them, some groups' worth.
+    let blocks: Vec<_> =
+        (0..64 * built::PAGE_SIZE / 1_024).map(|_| alloc(Layout::new::<[u8; 1_024]>())).collect();
+    let lowest = *blocks.iter().min().unwrap() as usize & !(16 * built::PAGE_SIZE - 1);
+    let highest = *blocks.iter().max().unwrap() as usize;
+    let guards: Vec<_> = (lowest..highest)
+        .step_by(16 * built::PAGE_SIZE)
+        .map(|group| can_be_touched((group + 15 * built::PAGE_SIZE) as *const u8))
+        .collect();
+    assert!(guards.len() >= 4);
+    assert_eq!(guards[..guards.len() - 1].iter().all(|&touched| !touched), HARDENED, "{guards:?}");
+    // SAFETY: the blocks are live.
+    blocks.iter().for_each(|&block| unsafe { free(block, Layout::new::<[u8; 1_024]>()) });
+    drop(blocks);
+    HEAP.purge();
+    // Where nothing is divided any more, there is room for a long run.
+    let used = HEAP.summary().committed_bytes;
+    // SAFETY: the run is live, and as long as that.
+    unsafe {
+        let long = alloc(run(56));
+        (0..56).for_each(|page| long.add(page * built::PAGE_SIZE).write_volatile(1));
+    }
+    assert!(HEAP.summary().committed_bytes <= used, "guards were left behind");
+    HEAP.check().unwrap();
+}
+
+/// Mappings of this process.
+fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps").expect("Linux tells").lines().count()
+}
+
+#[test]
+fn guards_of_an_old_system_leave_mappings_to_the_program() {
     let output = in_child(
-        |_| (),
+        |command| system_is_old(command, true),
         || {
-            // Pages of a class: 64 of them, some groups' worth.
-            let blocks: Vec<_> =
-                (0..64 * built::PAGE_SIZE / 1_024).map(|_| alloc(Layout::new::<[u8; 1_024]>())).collect();
-            let lowest = *blocks.iter().min().unwrap() as usize & !(16 * built::PAGE_SIZE - 1);
-            let highest = *blocks.iter().max().unwrap() as usize;
-            let guards: Vec<_> = (lowest..highest)
-                .step_by(16 * built::PAGE_SIZE)
-                .map(|group| can_be_touched((group + 15 * built::PAGE_SIZE) as *const u8))
-                .collect();
-            assert!(guards.len() >= 4);
-            assert_eq!(guards[..guards.len() - 1].iter().all(|&touched| !touched), HARDENED, "{guards:?}");
-            // SAFETY: the blocks are live.
-            blocks.iter().for_each(|&block| unsafe { free(block, Layout::new::<[u8; 1_024]>()) });
-            drop(blocks);
-            HEAP.purge();
-            // Where nothing is divided any more, there is room for a long run.
-            let used = HEAP.summary().committed_bytes;
-            // SAFETY: the run is live, and as long as that.
-            unsafe {
-                let long = alloc(run(56));
-                (0..56).for_each(|page| long.add(page * built::PAGE_SIZE).write_volatile(1));
+            let touch = |&start: &*mut u8| {
+                // SAFETY: the run is live, and as long as that.
+                unsafe {
+                    start.write_volatile(1);
+                    start.add(run(1).size() - 1).write_volatile(1);
+                }
+            };
+            let before = mappings();
+            for _ in 0..2 {
+                // Each with a guard behind it.
+                let runs: Vec<_> = (0..6_000).map(|_| alloc(run(1))).collect();
+                runs.iter().for_each(touch);
+                let made = mappings() - before;
+                assert_eq!((8_000..8_300).contains(&made), HARDENED, "{made} mappings");
+                let traps = runs.iter().filter(|start| !can_be_touched(start.wrapping_add(run(1).size())));
+                assert_eq!(traps.count() > 4_000, HARDENED);
+                // SAFETY: the runs are live.
+                runs.into_iter().for_each(|start| unsafe { free(start, run(1)) });
+                HEAP.purge();
+                HEAP.check().unwrap();
+                // A run without guards in it takes the place of all of them.
+                // SAFETY: the run is live, and as long as that.
+                unsafe {
+                    let long = alloc(run(11_000));
+                    (0..11_000).for_each(|page| long.add(page * built::PAGE_SIZE).write_volatile(1));
+                    free(long, run(11_000));
+                }
+                assert!(mappings() < before + 100, "{} mappings, {before} before", mappings());
             }
-            assert!(HEAP.summary().committed_bytes <= used, "guards were left behind");
-            HEAP.check().unwrap();
         },
     );
     assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
