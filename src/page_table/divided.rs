@@ -300,3 +300,61 @@ impl<G: Geometry> DividedPage<'_, G> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_has_as_many_bits_as_asked_for_from_the_first_on() {
+        for (first, count, bits) in
+            [(0, 1, 1), (0, 64, u64::MAX), (63, 1, 1 << 63), (4, 3, 0b111 << 4), (1, 63, u64::MAX - 1)]
+        {
+            assert_eq!(mask(first, count), bits, "{count} from {first} on");
+        }
+    }
+
+    #[test]
+    fn blocks_are_put_all_at_once_or_none_of_them() {
+        const ALL: u64 = u64::MAX;
+        // Before: the bits of blocks that are free; then which are put, whether they are, and the bits after.
+        for (before, first, count, put, after) in [
+            ([0, 0, 0], 3, 2, true, [0b11000, 0, 0]),
+            ([0b100, 0, 0], 3, 2, true, [0b11100, 0, 0]),
+            ([0b10000, 0, 0], 3, 2, false, [0b10000, 0, 0]),
+            ([0b11000, 0, 0], 3, 2, false, [0b11000, 0, 0]),
+            ([0, 0, 0], 0, 192, true, [ALL, ALL, ALL]),
+            ([0, 0, 0], 63, 2, true, [1 << 63, 1, 0]),
+            ([0, 0, 0], 60, 100, true, [0b1111 << 60, ALL, ALL >> 32]),
+            // One in the way, in the first word, between and in the last.
+            ([1 << 61, 0, 0], 60, 100, false, [1 << 61, 0, 0]),
+            ([0, 1 << 33, 0], 60, 100, false, [0, 1 << 33, 0]),
+            ([0, 0, 1 << 31], 60, 100, false, [0, 0, 1 << 31]),
+            ([0, 0, 1 << 32], 60, 100, true, [0b1111 << 60, ALL, ALL >> 31]),
+        ] {
+            let mut bitmap = before;
+            assert_eq!(free_all(&mut bitmap, first, count), put, "{count} from {first} on, of {before:b?}");
+            assert_eq!(bitmap, after, "{count} from {first} on, of {before:b?}");
+        }
+    }
+
+    #[test]
+    fn neighbours_are_counted_upward_or_downward() {
+        let counted = |blocks: &[usize]| match neighbours(blocks, 48) {
+            Neighbours::Above(count) => (true, count),
+            Neighbours::Below(count) => (false, count),
+        };
+        assert_eq!(counted(&[480, 528, 576, 720, 768]), (true, 3));
+        assert_eq!(counted(&[480, 432, 384]), (false, 3));
+        assert_eq!(counted(&[480, 432, 480]), (false, 2));
+        assert_eq!(counted(&[480, 480]), (false, 1));
+        assert_eq!(counted(&[480]), (false, 1));
+    }
+
+    #[test]
+    fn addresses_are_written_down_from_the_end_upward() {
+        let mut slots = [0; 4];
+        write_descending(&mut slots[1..], 1_000, 48);
+        assert_eq!(slots, [0, 1_096, 1_048, 1_000]);
+    }
+}
