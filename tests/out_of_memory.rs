@@ -3,9 +3,9 @@
 use page_memory_allocator::size_class::{SizeClasses, built};
 use page_memory_allocator::{HeapOptions, PageAllocator};
 use std::alloc::Layout;
-use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::{fs, io};
 
 #[path = "common/child.rs"]
 mod child;
@@ -158,6 +158,48 @@ fn a_process_that_may_write_little_memory_runs_out_and_recovers() {
         // All that was granted was asked for, although the last steps had to be small ones.
         assert!(map(256 << 10, libc::PROT_READ | libc::PROT_WRITE).is_none(), "the system had more to give");
     });
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains("recovered"));
+}
+
+/// A figure of the system's memory, in bytes.
+fn memory_of_the_system(name: &str) -> usize {
+    let figures = fs::read_to_string("/proc/meminfo").expect("Linux tells");
+    let line = figures.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("a known name");
+    kilobytes.parse::<usize>().expect("a number") << 10
+}
+
+#[test]
+fn where_the_system_grants_no_more_than_it_has_that_is_served_and_the_rest_is_null() {
+    let overcommit = fs::read_to_string("/proc/sys/vm/overcommit_memory").expect("Linux tells");
+    if overcommit.trim() != "2" {
+        println!("skipped: the system grants more than it has (vm.overcommit_memory={})", overcommit.trim());
+        return;
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            // So much that other processes are left some of it.
+            let size = (memory_of_the_system("CommitLimit") - memory_of_the_system("Committed_AS")) / 5;
+            for _ in 0..3 {
+                let mut blocks = Vec::with_capacity(2_000);
+                while let Some(block) = Block::new(blocks.len(), size) {
+                    blocks.push(block);
+                }
+                let served = blocks.len();
+                assert!((3..=5).contains(&served), "{served} fifths of it are served");
+                for size in 1..=1_000 {
+                    blocks.push(Block::new(blocks.len(), size).expect("there is more"));
+                }
+                assert!(blocks.iter().all(Block::is_whole));
+                HEAP.check().unwrap();
+                blocks.truncate(served - 1);
+                assert!(Block::new(0, size).is_some(), "a block as large was freed");
+            }
+            println!("recovered");
+        },
+    );
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     assert!(text(&output.stdout).contains("recovered"));
 }
