@@ -12,6 +12,7 @@ use proptest::test_runner::{Config, FileFailurePersistence};
 use std::alloc::Layout;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::mem;
 use std::panic;
 use std::ptr::NonNull;
 use std::sync::Once;
@@ -331,11 +332,25 @@ enum Page {
     Divided {
         tag: Tag,
         live: Vec<bool>,
+        memory: Memory,
     },
     Head {
         run: u32,
     },
     Tail,
+}
+
+/// What a Divided page must know about its memory.
+#[derive(Clone, PartialEq, Debug)]
+struct Memory {
+    /// `purged[n]`: part `n` has none.
+    purged: Vec<bool>,
+    /// Whether a free block may have lost what it held.
+    blank: bool,
+    /// Blocks from here on were never in use.
+    fresh_from: usize,
+    /// Whether blocks were taken or put since it was last asked.
+    busy: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -345,6 +360,7 @@ enum TableStep {
     Take { page: Index, blocks: usize },
     Put { page: Index, block: Index },
     PutAll { page: Index },
+    Purge { page: Index, every: usize },
     PutWrongly { page: Index, block: Index, off: usize },
     Claim { pages: u32 },
     Resize { run: Index, pages: u32 },
@@ -359,6 +375,7 @@ fn table_step() -> impl Strategy<Value = TableStep> {
         12 => (index(), 1..300usize).prop_map(|(page, blocks)| TableStep::Take { page, blocks }),
         12 => (index(), index()).prop_map(|(page, block)| TableStep::Put { page, block }),
         5 => index().prop_map(|page| TableStep::PutAll { page }),
+        6 => (index(), 1..4usize).prop_map(|(page, every)| TableStep::Purge { page, every }),
         2 => (index(), index(), prop_oneof![Just(0), 1..8usize])
             .prop_map(|(page, block, off)| TableStep::PutWrongly { page, block, off }),
         5 => (1..12u32).prop_map(|pages| TableStep::Claim { pages }),
@@ -379,6 +396,8 @@ impl<G: Geometry> TableModel<G> {
     /// Far from anything that is mapped: the table touches no block.
     const BASE: usize = 1 << 30;
     const PAGES: u32 = 90;
+    /// Memory is given back in multiples of so many bytes.
+    const GRAIN: usize = 128;
 
     fn new(geometry: G) -> TableModel<G> {
         let capacity = PageCount(Self::PAGES);
@@ -423,10 +442,16 @@ impl<G: Geometry> TableModel<G> {
             TableStep::Divide { tag } => {
                 let tag = self.bins[tag.index(self.bins.len())].0;
                 let Some(page) = self.runs.find(PageCount(1)) else { return };
+                let clean = self.runs.dirty_within(page, PageCount(1)).is_none();
                 self.table.claim_divided(&mut self.runs, Self::bin(&mut self.bins, tag), tag, page);
                 let blocks = self.table.geometry().capacity(tag.class());
+                let purged = vec![clean; self.table.geometry().page_size() / self.part()];
                 assert_eq!(self.pages[page.get()], Page::Free);
-                self.pages[page.get()] = Page::Divided { tag, live: vec![false; blocks] };
+                self.pages[page.get()] = Page::Divided {
+                    tag,
+                    live: vec![false; blocks],
+                    memory: Memory { purged, blank: false, fresh_from: 0, busy: true },
+                };
             }
             TableStep::Take { page, blocks } => self.take(page, blocks),
             TableStep::Put { page, block } => {
@@ -442,9 +467,10 @@ impl<G: Geometry> TableModel<G> {
                 let Some(page) = self.some_divided(page) else { return };
                 self.put_all(page);
             }
+            TableStep::Purge { page, every } => self.purge(page, every),
             TableStep::PutWrongly { page, block, off } => {
                 let Some(page) = self.some_divided(page) else { return };
-                let Page::Divided { tag, live } = &self.pages[page.get()] else { unreachable!() };
+                let Page::Divided { tag, live, .. } = &self.pages[page.get()] else { unreachable!() };
                 // Rather one that was in use than one never handed out: those below a live one.
                 let end = live.iter().rposition(|&live| live).unwrap_or(live.len());
                 let free: Vec<usize> = (0..end).filter(|&block| off > 0 || !live[block]).collect();
@@ -491,11 +517,11 @@ impl<G: Geometry> TableModel<G> {
     /// Takes blocks, which must be the lowest of the page that are free.
     fn take(&mut self, page: Index, blocks: usize) {
         let Some(page) = self.some_divided(page) else { return };
-        let Page::Divided { tag, live } = &mut self.pages[page.get()] else { unreachable!() };
+        let Page::Divided { tag, live, memory } = &mut self.pages[page.get()] else { unreachable!() };
         let size = self.table.geometry().classes().block(tag.class());
         let mut slots = vec![0; blocks];
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
-        let (taken, _) = divided.take(&mut slots);
+        let (taken, blank) = divided.take(&mut slots);
         divided.settle();
         let lowest: Vec<usize> = (0..live.len()).filter(|&block| !live[block]).take(blocks).collect();
         let base = self.table.address_of(page);
@@ -503,11 +529,45 @@ impl<G: Geometry> TableModel<G> {
         let taken = slots[blocks - taken..].iter().rev().map(|&address| (address - base) / size);
         assert!(taken.eq(lowest.iter().copied()), "{slots:x?} taken from {base:#x}");
         assert!(slots.iter().all(|&slot| slot == 0 || (slot - base).is_multiple_of(size)));
+        let fresh = lowest.iter().filter(|&&block| block >= memory.fresh_from).count();
+        assert_eq!(blank, if memory.blank { lowest.len() } else { fresh });
+        memory.fresh_from += fresh;
         lowest.into_iter().for_each(|block| live[block] = true);
+        memory.purged.fill(false);
+        memory.blank &= live.contains(&false);
+        memory.busy = true;
+    }
+
+    /// Bytes in a part of a page that may have memory or not.
+    fn part(&self) -> usize {
+        Self::GRAIN.max(self.table.geometry().page_size() / 16)
+    }
+
+    /// Gives back some of the parts of a page that have memory and no live block.
+    fn purge(&mut self, page: Index, every: usize) {
+        let Some(page) = self.some_divided(page) else { return };
+        let part = self.part();
+        let Page::Divided { tag, live, memory } = &mut self.pages[page.get()] else { unreachable!() };
+        let size = self.table.geometry().classes().block(tag.class());
+        let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
+        assert_eq!(divided.rest(), !mem::replace(&mut memory.busy, false));
+        assert!(divided.rest(), "it was asked just before");
+        let in_use = |number: usize| {
+            let blocks = number * part / size..((number + 1) * part).div_ceil(size).min(live.len());
+            blocks.into_iter().any(|block| live[block])
+        };
+        let unused = (0..memory.purged.len()).map(|number| !memory.purged[number] && !in_use(number));
+        let unused = stretches(&unused.collect::<Vec<_>>(), part);
+        assert_eq!(divided.unused_parts(Self::GRAIN).collect::<Vec<_>>(), unused);
+        for &(start, end) in unused.iter().step_by(every) {
+            divided.purged(start, end, Self::GRAIN);
+            memory.purged[start / part..end / part].fill(true);
+            memory.blank = true;
+        }
     }
 
     fn put(&mut self, page: PageIndex, blocks: &[usize]) {
-        let Page::Divided { tag, live } = &mut self.pages[page.get()] else { unreachable!() };
+        let Page::Divided { tag, live, memory } = &mut self.pages[page.get()] else { unreachable!() };
         let size = self.table.geometry().classes().block(tag.class());
         let mut addresses: Vec<usize> =
             blocks.iter().map(|block| self.table.address_of(page) + block * size).collect();
@@ -517,6 +577,7 @@ impl<G: Geometry> TableModel<G> {
         assert_eq!(divided.put(&addresses), Ok(blocks.len()));
         divided.settle();
         blocks.iter().for_each(|&block| live[block] = false);
+        memory.busy = true;
     }
 
     /// Puts all blocks of a page, the uneven ones first, and releases it.
@@ -571,14 +632,19 @@ impl<G: Geometry> TableModel<G> {
             Page::Free => PageState::Free,
             Page::Head { run } => PageState::MultiHead { run: PageCount(*run) },
             Page::Tail => PageState::MultiTail,
-            Page::Divided { tag, live } => {
+            Page::Divided { tag, live, .. } => {
                 assert_eq!(self.table.tag(page), *tag);
                 assert_eq!(self.table.undivided_state(&self.runs, page), None);
                 assert_eq!(self.table.multi_run(&self.runs, page), Err(Misuse::WrongLayout));
                 let live_blocks = live.iter().filter(|&&live| live).count();
                 let block = self.table.geometry().classes().block(tag.class());
                 let next = live.iter().position(|&live| !live).unwrap_or(0);
-                let state = self.table.divided(Self::bin(&mut self.bins, *tag), page).state();
+                let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
+                let mut free = Vec::new();
+                divided.for_each_free(|from, to| free.push((from, to)));
+                assert_eq!(free, stretches(&live.iter().map(|live| !live).collect::<Vec<_>>(), block));
+                assert_eq!(divided.blocks_end(), live.len() * block);
+                let state = divided.state();
                 let expected = PageState::Divided {
                     class: tag.class(),
                     block,
@@ -596,7 +662,9 @@ impl<G: Geometry> TableModel<G> {
     /// The page to take from next is one of the fullest that have a free block.
     fn check_fullest(table: &PageTable<G>, pages: &[Page], tag: Tag, bin: &Bin) {
         let free_of = |page: &Page| match page {
-            Page::Divided { tag: other, live } if *other == tag => live.iter().filter(|&&live| !live).count(),
+            Page::Divided { tag: other, live, .. } if *other == tag => {
+                live.iter().filter(|&&live| !live).count()
+            }
             _ => 0,
         };
         let capacity = table.geometry().capacity(tag.class());
@@ -604,6 +672,20 @@ impl<G: Geometry> TableModel<G> {
         let fullest = pages.iter().map(free_of).filter(|&free| free > 0).map(band).min();
         assert_eq!(bin.fullest().map(|page| band(free_of(&pages[page.get()]))), fullest);
     }
+}
+
+/// Where stretches of `true` begin and end, each of them `bytes` long.
+fn stretches(all: &[bool], bytes: usize) -> Vec<(usize, usize)> {
+    let mut at = 0;
+    let mut found = Vec::new();
+    for stretch in all.chunk_by(|left, right| left == right) {
+        let end = at + stretch.len();
+        if stretch[0] {
+            found.push((at * bytes, end * bytes));
+        }
+        at = end;
+    }
+    found
 }
 
 fn run_table<G: Geometry>(geometry: G, steps: Vec<TableStep>) {

@@ -333,8 +333,8 @@ mod tests {
             ([0, 0, 1 << 32], 60, 100, true, [0b1111 << 60, ALL, ALL >> 31]),
         ] {
             let mut bitmap = before;
-            assert_eq!(free_all(&mut bitmap, first, count), put, "{count} from {first} on, of {before:b?}");
-            assert_eq!(bitmap, after, "{count} from {first} on, of {before:b?}");
+            assert_eq!(free_all(&mut bitmap, first, count), put, "{count} from {first} on, of {before:x?}");
+            assert_eq!(bitmap, after, "{count} from {first} on, of {before:x?}");
         }
     }
 
