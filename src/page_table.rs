@@ -685,6 +685,13 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 
+    /// Pages from `page` on, which is not free and in nobody's use, that belong together: a guard, or a run that waits.
+    pub(crate) fn idle_pages(&self, _: &Runs, page: PageIndex) -> PageCount {
+        // SAFETY: the page is not Divided, and does not become so, so its header belongs to the holder of `runs`.
+        let header = unsafe { &*self.header(page) };
+        if header.state == State::Waiting { header.run } else { PageCount(1) }
+    }
+
     /// The bitmap of a Divided page of `capacity` blocks, of which those below `watermark` were ever handed out: the short
     /// one if that is enough for these. No bit moves from one to the other: when the watermark rises, no block below it
     /// is free.

@@ -334,14 +334,16 @@ fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
     let output = in_child(
         |command| set(command, &[("PMA_PURGE_MS", "100")]),
         || {
-            // Pages that have memory, and from then on less asked of them than they have.
+            // Pages that have memory, and from then on less asked of them than they have. Of a hardened heap, some of
+            // them lie between the runs.
+            const LEAST: usize = if cfg!(feature = "hardened") { 32 << 10 } else { 48 << 10 };
             const RUNS: usize = 400;
             drop(vec![vec![1u8; 128 << 10]; RUNS]);
             let runs: Vec<Vec<u8>> = (0..RUNS).map(|_| Vec::with_capacity((64 << 10) + 1)).collect();
             let before = resident();
             let goes_back = becomes_true(|| {
                 hint::black_box(vec![0u8; 100_000]);
-                before.saturating_sub(resident()) > RUNS * (48 << 10)
+                before.saturating_sub(resident()) > RUNS * LEAST
             });
             assert!(goes_back, "{before} then, {} now", resident());
             drop(runs);
@@ -351,6 +353,8 @@ fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
     assert_ended_well(&output);
 }
 
+// A hardened heap has a byte for each block besides, which it keeps.
+#[cfg(not(feature = "hardened"))]
 #[test]
 fn the_page_table_is_small_and_what_it_has_for_free_pages_goes_back() {
     let output = in_child(

@@ -1,4 +1,5 @@
-//! Runs of pages that are freed and taken again: their memory is at hand.
+//! Runs of pages that are freed and taken again: their memory is at hand. In a hardened heap they wait for others first.
+#![cfg(not(feature = "hardened"))]
 
 use page_memory_allocator::PageAllocator;
 use std::alloc::{Layout, alloc, dealloc};
