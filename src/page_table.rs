@@ -121,7 +121,7 @@ enum State {
     MultiHead,
     /// In nobody's use, and not to be: a reader sees it as Free.
     Guard,
-    /// The head of a run that was freed, and is not used again yet: a reader sees it as Free.
+    /// Of a run that was freed, and is not used again yet: a reader sees it as Free.
     Waiting,
 }
 
@@ -521,15 +521,28 @@ impl<G: Geometry> PageTable<G> {
         debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
         // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
         let header = unsafe { &mut *self.header(head) };
-        (header.state, header.owner, header.tail) = (State::Waiting, ComponentIndex::NONE, 0);
+        (header.owner, header.tail) = (ComponentIndex::NONE, 0);
+        let run = header.run;
+        self.set_states(runs, head, run, State::Waiting);
     }
 
     /// Undoes [`retire_multi`](Self::retire_multi).
-    pub fn revive_multi(&self, _: &mut Runs, head: PageIndex) {
+    pub fn revive_multi(&self, runs: &mut Runs, head: PageIndex) {
         // SAFETY: the page begins a run that waits, so its header belongs to the holder of `runs`.
-        let header = unsafe { &mut *self.header(head) };
+        let header = unsafe { &*self.header(head) };
         debug_assert_eq!(header.state, State::Waiting);
-        header.state = State::MultiHead;
+        let run = header.run;
+        self.set_states(runs, head, run, State::None);
+        // SAFETY: as above.
+        unsafe { (*self.header(head)).state = State::MultiHead };
+    }
+
+    /// Sets the states of all pages of a run.
+    fn set_states(&self, _: &mut Runs, head: PageIndex, run: PageCount, state: State) {
+        for page in (head.0..head.plus(run).0).map(PageIndex) {
+            // SAFETY: the page is part of a Multi run, so its header belongs to the holder of `runs`.
+            unsafe { (*self.header(page)).state = state };
+        }
     }
 
     /// Bytes at the end of the Multi run that begins at `head` that nobody asked for.
@@ -683,13 +696,6 @@ impl<G: Geometry> PageTable<G> {
             Err(Misuse::FreePage) => Some(PageState::Free),
             Err(_) => None,
         }
-    }
-
-    /// Pages from `page` on, which is not free and in nobody's use, that belong together: a guard, or a run that waits.
-    pub(crate) fn idle_pages(&self, _: &Runs, page: PageIndex) -> PageCount {
-        // SAFETY: the page is not Divided, and does not become so, so its header belongs to the holder of `runs`.
-        let header = unsafe { &*self.header(page) };
-        if header.state == State::Waiting { header.run } else { PageCount(1) }
     }
 
     /// The bitmap of a Divided page of `capacity` blocks, of which those below `watermark` were ever handed out: the short

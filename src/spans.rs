@@ -81,7 +81,6 @@ impl<G: Geometry> Heap<G> {
                     unasked = self.table().multi_tail(&runs, first);
                     run
                 }
-                PageState::Free if !runs.is_free(first) => table.idle_pages(&runs, first),
                 PageState::Free => {
                     let added = runs.free_from(first, LONGEST_COUNT);
                     // Pages from the frontier on are all free.
@@ -90,7 +89,8 @@ impl<G: Geometry> Heap<G> {
                     } else {
                         0
                     };
-                    PageCount(added.0 + unadded)
+                    // One that is not free, and still in nobody's use, is a guard or waits.
+                    PageCount(added.0 + unadded).max(PageCount(1))
                 }
                 _ => PageCount(1),
             };

@@ -249,6 +249,7 @@ fn what_lies_behind_a_run_that_grew_and_shrank_cannot_be_touched() {
 }
 
 #[test]
+#[allow(clippy::redundant_closure)] // its type tells the test's name
 fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
     for old in cases(&[false, true]) {
         let output = in_child(|command| system_is_old(command, old), || runs_come_and_go());
@@ -304,6 +305,7 @@ fn can_be_touched(address: *const u8) -> bool {
 }
 
 #[test]
+#[allow(clippy::redundant_closure)] // its type tells the test's name
 fn between_groups_of_pages_of_blocks_there_is_one_that_cannot_be_touched() {
     for old in cases(&[false, true]) {
         let output = in_child(|command| system_is_old(command, old), || groups_come_and_go());

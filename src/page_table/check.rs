@@ -99,11 +99,12 @@ impl<G: Geometry> PageTable<G> {
         if count.0 == 0 || head.plus(count) > runs.frontier() {
             return Err(Violation { what: "a run leaves the arena", page: head });
         }
+        // SAFETY: `check` has exclusive use of all headers.
+        let state = |page| unsafe { (*self.header(page)).state };
+        let of_tail = if state(head) == State::Waiting { State::Waiting } else { State::None };
         for page in (head.0..head.plus(count).0).map(PageIndex) {
-            // SAFETY: `check` has exclusive use of all headers.
-            let header = unsafe { &*self.header(page) };
             let whole = !runs.is_free(page) && !self.tag(page).is_divided();
-            if !whole || (page != head && header.state != State::None) {
+            if !whole || (page != head && state(page) != of_tail) {
                 return Err(Violation { what: "a page of a run is something else too", page });
             }
         }
