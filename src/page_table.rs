@@ -58,7 +58,7 @@ pub use divided::DividedPage;
 
 use bin::Link;
 
-use crate::runs::{Runs, Summary};
+use crate::runs::{Runs, Summary, Word};
 use crate::size_class::{GRANULE, Geometry};
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::fmt;
@@ -290,9 +290,7 @@ struct Sections {
     tags: usize,
     short_bitmaps: usize,
     long_bitmaps: usize,
-    free: usize,
-    dirty: usize,
-    idle: usize,
+    words: usize,
     summaries: usize,
     end: usize,
 }
@@ -303,14 +301,12 @@ impl Sections {
         let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
-        let free = tags + aligned(capacity.get() * size_of::<AtomicU16>());
-        let dirty = free + words * size_of::<u64>();
-        let idle = dirty + words * size_of::<u64>();
-        let summaries = idle + words * size_of::<u64>();
+        let first_word = tags + aligned(capacity.get() * size_of::<AtomicU16>());
+        let summaries = first_word + words * size_of::<Word>();
         let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
         let long_bitmaps = short_bitmaps + short;
         let end = long_bitmaps + long;
-        Sections { tags, short_bitmaps, long_bitmaps, free, dirty, idle, summaries, end }
+        Sections { tags, short_bitmaps, long_bitmaps, words: first_word, summaries, end }
     }
 }
 
@@ -349,9 +345,7 @@ impl<G: Geometry> PageTable<G> {
             };
             let runs = Runs::new(
                 capacity,
-                NonNull::slice_from_raw_parts(storage.add(sections.free).cast(), words).as_mut(),
-                NonNull::slice_from_raw_parts(storage.add(sections.dirty).cast(), words).as_mut(),
-                NonNull::slice_from_raw_parts(storage.add(sections.idle).cast(), words).as_mut(),
+                NonNull::slice_from_raw_parts(storage.add(sections.words).cast(), words).as_mut(),
                 NonNull::slice_from_raw_parts(storage.add(sections.summaries).cast(), nodes).as_mut(),
             );
             (table, runs)

@@ -1,7 +1,7 @@
 //! Random operations beside a plain model: the heap, its page table as pure data, and the index of free runs.
 
 use page_memory_allocator::page_table::{Bin, Misuse, PageState, PageTable, Tag};
-use page_memory_allocator::runs::{Runs, Summary};
+use page_memory_allocator::runs::{Runs, Summary, Word};
 use page_memory_allocator::size_class::{BuildGeometry, CustomGeometry, Geometry, SizeClasses, built};
 use page_memory_allocator::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
 use page_memory_allocator::{Heap, HeapOptions};
@@ -764,9 +764,7 @@ impl RunsModel {
         let (words, nodes) = Runs::storage(PageCount(capacity));
         let runs = Runs::new(
             PageCount(capacity),
-            vec![0; words].leak(),
-            vec![0; words].leak(),
-            vec![0; words].leak(),
+            vec![Word::default(); words].leak(),
             vec![Summary::default(); nodes].leak(),
         );
         RunsModel { runs, free: Vec::new(), dirty: Vec::new() }
