@@ -203,12 +203,13 @@ impl Pool {
 }
 
 impl Record {
+    /// All zeros, so that the records take no room in the program's file.
     #[allow(clippy::declare_interior_mutable_const)] // copied into the static
     const UNUSED: Record = Record {
         state: AtomicU32::new(UNUSED),
         address: AtomicUsize::new(0),
         size: AtomicUsize::new(0),
-        align: AtomicUsize::new(1),
+        align: AtomicUsize::new(0),
         allocated_by: AtomicU32::new(0),
         freed_by: AtomicU32::new(0),
     };

@@ -40,7 +40,7 @@
 //! table.claim_divided(&mut runs, &mut bin, tag, page);
 //! let mut blocks = [0; 3];
 //! let mut divided = table.divided(&mut bin, page);
-//! assert_eq!(divided.take(&mut blocks).0, 3);
+//! assert_eq!(divided.take(&mut blocks, |_| ()), 3);
 //! assert_eq!((blocks[2], divided.live()), (0x10000, 3)); // the table never touches the memory that it is of
 //! divided.settle();
 //! // SAFETY: all bins and the runs are this thread's.
@@ -58,7 +58,7 @@ pub use divided::DividedPage;
 
 use bin::Link;
 
-use crate::runs::{Runs, Summary};
+use crate::runs::{Runs, Summary, Word};
 use crate::size_class::{GRANULE, Geometry};
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::fmt;
@@ -151,11 +151,13 @@ struct Header {
     busy: bool,
     /// Multi head: how the run is mapped.
     mapping: Mapping,
-    /// Divided: whether free blocks below the watermark may have lost what was written to them when they were put back.
     /// Multi head: whether what is behind the bytes asked for has no memory.
     blank: bool,
     /// Divided: the sixteenths of the page that have no memory, a bit each. The others may have some.
     purged: u16,
+    /// Divided: the sixteenths of the page in which free blocks below the watermark may begin that nothing was written to
+    /// when they were put back, or that have lost it since; a bit each.
+    unwritten: u16,
     /// Divided: blocks handed out, those in thread caches included.
     live: u32,
     /// Divided: blocks from here on have never been handed out.
@@ -171,7 +173,7 @@ struct Header {
     tail: u32,
 }
 
-const_assert_eq!(size_of::<Header>(), 36); // beside 64 KiB of memory; a field more is no harm
+const_assert_eq!(size_of::<Header>(), 40); // beside 64 KiB of memory; a field more is no harm
 const_assert!(align_of::<Header>() <= 8); // the storage is aligned to words
 
 /// What a page is, with the figures that belong to it.
@@ -290,9 +292,7 @@ struct Sections {
     tags: usize,
     short_bitmaps: usize,
     long_bitmaps: usize,
-    free: usize,
-    dirty: usize,
-    idle: usize,
+    words: usize,
     summaries: usize,
     end: usize,
 }
@@ -303,14 +303,12 @@ impl Sections {
         let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
-        let free = tags + aligned(capacity.get() * size_of::<AtomicU16>());
-        let dirty = free + words * size_of::<u64>();
-        let idle = dirty + words * size_of::<u64>();
-        let summaries = idle + words * size_of::<u64>();
+        let first_word = tags + aligned(capacity.get() * size_of::<AtomicU16>());
+        let summaries = first_word + words * size_of::<Word>();
         let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
         let long_bitmaps = short_bitmaps + short;
         let end = long_bitmaps + long;
-        Sections { tags, short_bitmaps, long_bitmaps, free, dirty, idle, summaries, end }
+        Sections { tags, short_bitmaps, long_bitmaps, words: first_word, summaries, end }
     }
 }
 
@@ -349,9 +347,7 @@ impl<G: Geometry> PageTable<G> {
             };
             let runs = Runs::new(
                 capacity,
-                NonNull::slice_from_raw_parts(storage.add(sections.free).cast(), words).as_mut(),
-                NonNull::slice_from_raw_parts(storage.add(sections.dirty).cast(), words).as_mut(),
-                NonNull::slice_from_raw_parts(storage.add(sections.idle).cast(), words).as_mut(),
+                NonNull::slice_from_raw_parts(storage.add(sections.words).cast(), words).as_mut(),
                 NonNull::slice_from_raw_parts(storage.add(sections.summaries).cast(), nodes).as_mut(),
             );
             (table, runs)
@@ -660,7 +656,7 @@ impl<G: Geometry> PageTable<G> {
         divided.bitmap().fill(0);
         divided.header.state = State::None;
         (divided.header.watermark, divided.header.first_word) = (0, 0);
-        (divided.header.busy, divided.header.purged, divided.header.blank) = (false, 0, false);
+        (divided.header.busy, divided.header.purged, divided.header.unwritten) = (false, 0, 0);
         self.set_tag(page, Tag::NONE);
         runs.release(page, PageCount(1));
     }
@@ -729,6 +725,36 @@ mod tests {
     use super::*;
     use crate::size_class::{CustomGeometry, SizeClasses};
     use std::vec;
+
+    #[test]
+    fn of_blocks_in_parts_that_nothing_was_written_to_is_told_until_the_page_is_full() {
+        // A block is a part.
+        let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
+        let pages = PageCount(1);
+        let mut storage = vec![0u64; PageTable::storage(geometry, pages).div_ceil(8)];
+        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
+        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
+        let (table, mut runs) = unsafe { PageTable::new(geometry, 0, pages, start) };
+        runs.grow(pages);
+        let class = geometry.class_of(core::alloc::Layout::new::<[u8; 256]>());
+        let (mut bin, page) = (Bin::new(), PageIndex(0));
+        table.claim_divided(&mut runs, &mut bin, Tag::new(ShardIndex(0), class), page);
+        let mut divided = table.divided(&mut bin, page);
+        // Takes blocks, and puts four back, to which nothing was written in some.
+        let mut take = |count: usize, unwritten: &[usize]| {
+            let (mut slots, told) = (vec![0; count], core::cell::RefCell::new(vec![]));
+            assert_eq!(divided.take(&mut slots, |blank| told.borrow_mut().extend_from_slice(blank)), count);
+            divided.put(&[0, 256, 512, 768]).unwrap();
+            divided.unwritten(unwritten);
+            told.into_inner()
+        };
+        assert_eq!(take(8, &[512, 256]), [1792, 1536, 1280, 1024, 768, 512, 256, 0]);
+        assert_eq!(take(5, &[]), [2048, 512, 256]);
+        assert_eq!(take(4, &[768]), [512, 256]);
+        assert_eq!(take(11, &[]).len(), 7 + 3);
+        assert_eq!(take(4, &[0]), []);
+        assert_eq!(take(4, &[]), [0]);
+    }
 
     #[test]
     fn the_parts_of_a_table_in_use_are_the_whole_of_it_when_all_pages_are() {

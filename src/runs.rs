@@ -6,7 +6,8 @@
 //! the page allocator of the Go runtime (`runtime/mpagealloc.go`).
 //!
 //! A second bitmap remembers which pages may hold something other than zeros, a third which of the free ones among
-//! them have been free for a while: these are the ones to give back to the system.
+//! them have been free for a while: these are the ones to give back to the system. The three are interleaved by words, so
+//! that a small heap has them all in one OS page.
 //!
 //! All storage is handed in zeroed, and zero means *not available*: a table for terabytes costs memory only for
 //! the part of the arena that has been in use.
@@ -14,13 +15,13 @@
 //! The module is public for tests, fuzzing and benches:
 //!
 //! ```
-//! use page_memory_allocator::runs::{Runs, Summary};
+//! use page_memory_allocator::runs::{Runs, Summary, Word};
 //! use page_memory_allocator::units::{PageCount, PageIndex};
 //!
 //! let (words, nodes) = Runs::storage(PageCount(1000));
-//! let [mut free, mut dirty, mut idle] = [(); 3].map(|()| vec![0; words]);
+//! let mut words = vec![Word::default(); words];
 //! let mut summaries = vec![Summary::default(); nodes];
-//! let mut runs = Runs::new(PageCount(1000), &mut free, &mut dirty, &mut idle, &mut summaries);
+//! let mut runs = Runs::new(PageCount(1000), &mut words, &mut summaries);
 //! runs.grow(PageCount(100));
 //! runs.claim(PageIndex(0), PageCount(10));
 //! runs.release(PageIndex(2), PageCount(3));
@@ -96,14 +97,27 @@ fn longest_ones(word: u64) -> u32 {
     len
 }
 
+/// What is known of 64 pages, a bit for each.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Word {
+    /// Free, and committed.
+    free: u64,
+    /// They may hold something other than zeros. What the system backs with memory is among them.
+    dirty: u64,
+    /// Free and dirty when [`age`](Runs::age) was last called, and not claimed since.
+    idle: u64,
+}
+
+impl Word {
+    fn free_and_dirty(self) -> u64 {
+        self.free & self.dirty
+    }
+}
+
 /// The index. Plain data: its owner provides storage, locks it, and commits the memory of the pages it adds.
 #[derive(Debug)]
 pub struct Runs<'s> {
-    free: &'s mut [u64],
-    /// Pages that may hold something other than zeros. What the system backs with memory is among them.
-    dirty: &'s mut [u64],
-    /// Pages that were free and dirty when [`age`](Self::age) was last called, and have not been claimed since.
-    idle: &'s mut [u64],
+    words: &'s mut [Word],
     summaries: &'s mut [Summary],
     /// Where each level begins in `summaries`; level 0 has a summary a word, the last level one in all.
     levels: [usize; MAX_LEVELS],
@@ -127,7 +141,7 @@ fn level_sizes(capacity: PageCount) -> impl Iterator<Item = usize> {
 }
 
 impl<'s> Runs<'s> {
-    /// Entries that each of the three bitmaps, and the summaries, need for `capacity` pages.
+    /// Words and summaries that are needed for `capacity` pages.
     pub fn storage(capacity: PageCount) -> (usize, usize) {
         (capacity.get().div_ceil(WORD).max(1), level_sizes(capacity).sum())
     }
@@ -135,23 +149,15 @@ impl<'s> Runs<'s> {
     /// An index of up to `capacity` pages, none of them added yet.
     ///
     /// The slices are zeroed and as long as [`storage`](Self::storage) says.
-    pub fn new(
-        capacity: PageCount,
-        free: &'s mut [u64],
-        dirty: &'s mut [u64],
-        idle: &'s mut [u64],
-        summaries: &'s mut [Summary],
-    ) -> Runs<'s> {
+    pub fn new(capacity: PageCount, words: &'s mut [Word], summaries: &'s mut [Summary]) -> Runs<'s> {
         let (mut levels, mut start) = ([0; MAX_LEVELS], 0);
         for (level, nodes) in levels.iter_mut().zip(level_sizes(capacity)) {
             *level = start;
             start += nodes;
         }
-        debug_assert_eq!((free.len(), summaries.len()), Self::storage(capacity));
+        debug_assert_eq!((words.len(), summaries.len()), Self::storage(capacity));
         Runs {
-            free,
-            dirty,
-            idle,
+            words,
             summaries,
             levels,
             height: 1,
@@ -194,7 +200,7 @@ impl<'s> Runs<'s> {
     /// Remembers of `count` pages below the frontier that they may hold anything.
     pub fn soil(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
-            self.dirty[word] |= mask;
+            self.words[word].dirty |= mask;
         }
     }
 
@@ -223,7 +229,7 @@ impl<'s> Runs<'s> {
                 return None;
             }
             if level == 0 {
-                let bit = lowest_ones(self.free[node], wanted)?;
+                let bit = lowest_ones(self.words[node].free, wanted)?;
                 return Some(PageIndex((node * WORD) as u32 + bit));
             }
             level -= 1;
@@ -238,7 +244,7 @@ impl<'s> Runs<'s> {
         while end > 0 {
             let word = (end - 1) / WORD;
             let within = end - word * WORD;
-            let ones = (self.free[word] << (WORD - within)).leading_ones().min(within as u32);
+            let ones = (self.words[word].free << (WORD - within)).leading_ones().min(within as u32);
             pages += ones;
             end -= ones as usize;
             if end != word * WORD {
@@ -251,7 +257,7 @@ impl<'s> Runs<'s> {
     /// Takes `count` free pages from `start` on.
     pub fn claim(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
-            self.idle[word] &= !mask;
+            self.words[word].idle &= !mask;
         }
         self.set(start, count, false);
     }
@@ -265,8 +271,8 @@ impl<'s> Runs<'s> {
     /// Notes that `count` pages from `start` on, free or not, read as zeros and have no memory.
     pub fn clean(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
-            self.dirty[word] &= !mask;
-            self.idle[word] &= !mask;
+            self.words[word].dirty &= !mask;
+            self.words[word].idle &= !mask;
         }
     }
 
@@ -279,7 +285,8 @@ impl<'s> Runs<'s> {
         most: PageCount,
     ) -> Option<(PageIndex, PageCount)> {
         debug_assert!(most.0.is_power_of_two());
-        let wanted = |word: usize| if idle { self.idle[word] } else { self.free[word] & self.dirty[word] };
+        let wanted =
+            |word: usize| if idle { self.words[word].idle } else { self.words[word].free_and_dirty() };
         let mut at = from;
         while at < self.frontier {
             let (word, bit) = (at.get() / WORD, at.get() % WORD);
@@ -298,7 +305,7 @@ impl<'s> Runs<'s> {
     /// Free pages that may hold something other than zeros: they may have memory.
     pub fn dirty_free_pages(&self) -> PageCount {
         let words = self.frontier.get().div_ceil(WORD);
-        let pages = (0..words).map(|word| (self.free[word] & self.dirty[word]).count_ones());
+        let pages = (0..words).map(|word| self.words[word].free_and_dirty().count_ones());
         PageCount(pages.sum())
     }
 
@@ -306,13 +313,13 @@ impl<'s> Runs<'s> {
     pub fn age(&mut self) {
         let words = self.frontier.get().div_ceil(WORD);
         for word in 0..words {
-            self.idle[word] = self.free[word] & self.dirty[word];
+            self.words[word].idle = self.words[word].free_and_dirty();
         }
     }
 
     /// Whether `page` is free: released, or never used.
     pub fn is_free(&self, page: PageIndex) -> bool {
-        page >= self.frontier || self.free[page.get() / WORD] >> (page.get() % WORD) & 1 == 1
+        page >= self.frontier || self.words[page.get() / WORD].free >> (page.get() % WORD) & 1 == 1
     }
 
     /// Free pages from `start` on, counted up to `most`; pages that were never added do not count.
@@ -320,7 +327,7 @@ impl<'s> Runs<'s> {
         let mut pages = 0;
         while pages < most.0 && start.0 + pages < self.frontier.0 {
             let at = start.get() + pages as usize;
-            let ones = (self.free[at / WORD] >> (at % WORD)).trailing_ones();
+            let ones = (self.words[at / WORD].free >> (at % WORD)).trailing_ones();
             pages += ones;
             if ones as usize != WORD - at % WORD {
                 break;
@@ -334,7 +341,7 @@ impl<'s> Runs<'s> {
     pub fn dirty_within(&self, start: PageIndex, count: PageCount) -> Option<(PageIndex, PageCount)> {
         let mut range: Option<(u32, u32)> = None;
         for (word, mask) in words_of(start, count) {
-            let dirty = self.dirty[word] & mask;
+            let dirty = self.words[word].dirty & mask;
             if dirty != 0 {
                 let base = (word * WORD) as u32;
                 let first = range.map_or(base + dirty.trailing_zeros(), |(first, _)| first);
@@ -347,9 +354,9 @@ impl<'s> Runs<'s> {
     /// Verifies every summary against the bitmap, and the counts; returns what is wrong.
     pub fn check(&self) -> Result<(), &'static str> {
         let mut free = 0;
-        for (at, &word) in self.free.iter().enumerate() {
-            free += word.count_ones();
-            if self.summaries[at] != Summary::of_word(word) {
+        for (at, word) in self.words.iter().enumerate() {
+            free += word.free.count_ones();
+            if self.summaries[at] != Summary::of_word(word.free) {
                 return Err("a word's summary differs from the word");
             }
         }
@@ -357,11 +364,11 @@ impl<'s> Runs<'s> {
             return Err("the count of free pages differs from the bitmap");
         }
         if words_of(self.frontier, self.unadded())
-            .any(|(word, mask)| (self.free[word] | self.dirty[word]) & mask != 0)
+            .any(|(word, mask)| (self.words[word].free | self.words[word].dirty) & mask != 0)
         {
             return Err("a page above the frontier is marked");
         }
-        if (0..self.free.len()).any(|word| self.idle[word] & !(self.free[word] & self.dirty[word]) != 0) {
+        if self.words.iter().any(|word| word.idle & !word.free_and_dirty() != 0) {
             return Err("an idle page is in use, or clean");
         }
         if self.in_use(self.height - 1) > FANOUT {
@@ -396,10 +403,10 @@ impl<'s> Runs<'s> {
     /// Marks pages free or not, and brings the summaries above them up to date.
     fn set(&mut self, start: PageIndex, count: PageCount, free: bool) {
         for (word, mask) in words_of(start, count) {
-            let old = self.free[word];
+            let old = self.words[word].free;
             debug_assert_eq!(old & mask, if free { 0 } else { mask }, "pages claimed or released twice");
-            self.free[word] = if free { old | mask } else { old & !mask };
-            self.summaries[word] = Summary::of_word(self.free[word]);
+            self.words[word].free = if free { old | mask } else { old & !mask };
+            self.summaries[word] = Summary::of_word(self.words[word].free);
         }
         if free {
             self.free_pages.0 += count.0;
@@ -456,13 +463,7 @@ mod tests {
     fn runs(capacity: u32) -> Runs<'static> {
         let capacity = PageCount(capacity);
         let (words, nodes) = Runs::storage(capacity);
-        Runs::new(
-            capacity,
-            vec![0; words].leak(),
-            vec![0; words].leak(),
-            vec![0; words].leak(),
-            vec![Summary::default(); nodes].leak(),
-        )
+        Runs::new(capacity, vec![Word::default(); words].leak(), vec![Summary::default(); nodes].leak())
     }
 
     fn longest_ones_slowly(word: u64) -> u32 {

@@ -54,7 +54,7 @@ use static_assertions::const_assert;
 const USUAL_BYTES: usize = 64 << 10;
 /// The same for a stack of blocks for other shards: a thread that only takes over and frees what others allocate fills
 /// them all, and has no use for what is in them.
-const REMOTE_BYTES: usize = 16 << 10;
+const REMOTE_BYTES: usize = 8 << 10;
 /// The same for a stack of small blocks that was empty since it last overflowed, and overflows again, with [`MOST_WORDS`]:
 /// its thread takes and frees more of them in turn than the stack holds.
 const MOST_BYTES: usize = 1 << 20;
@@ -412,9 +412,14 @@ impl ThreadCache {
         self.give_up_blocks(heap);
         if !self.grow(stacks, class, self.most_words(tag)) {
             let (slots, used) = stacks.slots(class);
-            // The older half goes; what was freed last is warm. Where there was no memory for a stack, there is none.
+            // The older half goes; what was freed last is warm. Blocks for other shards go all at once, as none of them is
+            // handed out here. Where there was no memory for a stack, there is none.
             if used > 0 {
-                let going = used.div_ceil(2) + if used >= USUAL_WORDS / 2 { APART } else { 0 };
+                let going = if tag.shard() != self.shard {
+                    used
+                } else {
+                    used.div_ceil(2) + if used >= USUAL_WORDS / 2 { APART } else { 0 }
+                };
                 put_slots(heap, class, &mut slots[..going]);
                 slots.copy_within(going..used, 0);
                 stacks.set_used(class, used - going);

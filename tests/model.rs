@@ -1,7 +1,7 @@
 //! Random operations beside a plain model: the heap, its page table as pure data, and the index of free runs.
 
 use page_memory_allocator::page_table::{Bin, Misuse, PageState, PageTable, Tag};
-use page_memory_allocator::runs::{Runs, Summary};
+use page_memory_allocator::runs::{Runs, Summary, Word};
 use page_memory_allocator::size_class::{BuildGeometry, CustomGeometry, Geometry, SizeClasses, built};
 use page_memory_allocator::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
 use page_memory_allocator::{Heap, HeapOptions};
@@ -345,8 +345,9 @@ enum Page {
 struct Memory {
     /// `purged[n]`: part `n` has none.
     purged: Vec<bool>,
-    /// Whether a free block may have lost what it held.
-    blank: bool,
+    /// `unwritten[n]`: in sixteenth `n` of the page, blocks may begin that hold nothing that was written when they were
+    /// put back.
+    unwritten: [bool; 16],
     /// Blocks from here on were never in use.
     fresh_from: usize,
     /// Whether blocks were taken or put since it was last asked.
@@ -358,7 +359,7 @@ enum TableStep {
     Grow { pages: u32 },
     Divide { tag: Index },
     Take { page: Index, blocks: usize },
-    Put { page: Index, block: Index },
+    Put { page: Index, block: Index, written: bool },
     PutAll { page: Index },
     Purge { page: Index, every: usize },
     PutWrongly { page: Index, block: Index, off: usize },
@@ -373,7 +374,8 @@ fn table_step() -> impl Strategy<Value = TableStep> {
         1 => (1..10u32).prop_map(|pages| TableStep::Grow { pages }),
         4 => index().prop_map(|tag| TableStep::Divide { tag }),
         12 => (index(), 1..300usize).prop_map(|(page, blocks)| TableStep::Take { page, blocks }),
-        12 => (index(), index()).prop_map(|(page, block)| TableStep::Put { page, block }),
+        12 => (index(), index(), any::<bool>())
+            .prop_map(|(page, block, written)| TableStep::Put { page, block, written }),
         5 => index().prop_map(|page| TableStep::PutAll { page }),
         6 => (index(), 1..4usize).prop_map(|(page, every)| TableStep::Purge { page, every }),
         2 => (index(), index(), prop_oneof![Just(0), 1..8usize])
@@ -450,17 +452,17 @@ impl<G: Geometry> TableModel<G> {
                 self.pages[page.get()] = Page::Divided {
                     tag,
                     live: vec![false; blocks],
-                    memory: Memory { purged, blank: false, fresh_from: 0, busy: true },
+                    memory: Memory { purged, unwritten: [false; 16], fresh_from: 0, busy: true },
                 };
             }
             TableStep::Take { page, blocks } => self.take(page, blocks),
-            TableStep::Put { page, block } => {
+            TableStep::Put { page, block, written } => {
                 let Some(page) = self.some_divided(page) else { return };
                 let Page::Divided { live, .. } = &self.pages[page.get()] else { unreachable!() };
                 let used: Vec<usize> = (0..live.len()).filter(|&block| live[block]).collect();
                 match used.len() {
                     0 => self.release_divided(page),
-                    len => self.put(page, &[used[block.index(len)]]),
+                    len => self.put(page, &[used[block.index(len)]], written),
                 }
             }
             TableStep::PutAll { page } => {
@@ -521,7 +523,8 @@ impl<G: Geometry> TableModel<G> {
         let size = self.table.geometry().classes().block(tag.class());
         let mut slots = vec![0; blocks];
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
-        let (taken, blank) = divided.take(&mut slots);
+        let blank = RefCell::new(Vec::new());
+        let taken = divided.take(&mut slots, |more| blank.borrow_mut().extend_from_slice(more));
         divided.settle();
         let lowest: Vec<usize> = (0..live.len()).filter(|&block| !live[block]).take(blocks).collect();
         let base = self.table.address_of(page);
@@ -530,11 +533,19 @@ impl<G: Geometry> TableModel<G> {
         assert!(taken.eq(lowest.iter().copied()), "{slots:x?} taken from {base:#x}");
         assert!(slots.iter().all(|&slot| slot == 0 || (slot - base).is_multiple_of(size)));
         let fresh = lowest.iter().filter(|&&block| block >= memory.fresh_from).count();
-        assert_eq!(blank, if memory.blank { lowest.len() } else { fresh });
+        let mut blank: Vec<_> =
+            blank.into_inner().into_iter().map(|address| (address - base) / size).collect();
+        blank.sort_unstable();
+        let sixteenth = self.table.geometry().page_size() / 16;
+        let is_blank =
+            |block: usize| block >= memory.fresh_from || memory.unwritten[block * size / sixteenth];
+        assert_eq!(blank, lowest.iter().copied().filter(|&block| is_blank(block)).collect::<Vec<_>>());
         memory.fresh_from += fresh;
         lowest.into_iter().for_each(|block| live[block] = true);
         memory.purged.fill(false);
-        memory.blank &= live.contains(&false);
+        if !live.contains(&false) {
+            memory.unwritten.fill(false);
+        }
         memory.busy = true;
     }
 
@@ -562,11 +573,13 @@ impl<G: Geometry> TableModel<G> {
         for &(start, end) in unused.iter().step_by(every) {
             divided.purged(start, end, Self::GRAIN);
             memory.purged[start / part..end / part].fill(true);
-            memory.blank = true;
+            let sixteenth = self.table.geometry().page_size() / 16;
+            memory.unwritten[start / sixteenth..end / sixteenth].fill(true);
         }
     }
 
-    fn put(&mut self, page: PageIndex, blocks: &[usize]) {
+    /// Puts blocks, to which something was `written` or not.
+    fn put(&mut self, page: PageIndex, blocks: &[usize], written: bool) {
         let Page::Divided { tag, live, memory } = &mut self.pages[page.get()] else { unreachable!() };
         let size = self.table.geometry().classes().block(tag.class());
         let mut addresses: Vec<usize> =
@@ -575,6 +588,11 @@ impl<G: Geometry> TableModel<G> {
         addresses.extend([self.table.address_of(page.plus(PageCount(1))), addresses[0]]);
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
         assert_eq!(divided.put(&addresses), Ok(blocks.len()));
+        if !written {
+            divided.unwritten(&addresses[..blocks.len()]);
+            let sixteenth = self.table.geometry().page_size() / 16;
+            blocks.iter().for_each(|&block| memory.unwritten[block * size / sixteenth] = true);
+        }
         divided.settle();
         blocks.iter().for_each(|&block| live[block] = false);
         memory.busy = true;
@@ -586,7 +604,7 @@ impl<G: Geometry> TableModel<G> {
         let (even, uneven): (Vec<_>, Vec<_>) =
             (0..live.len()).filter(|&block| live[block]).partition(|block| block % 2 == 0);
         for blocks in [uneven, even].into_iter().filter(|blocks| !blocks.is_empty()) {
-            self.put(page, &blocks);
+            self.put(page, &blocks, true);
         }
         self.release_divided(page);
     }
@@ -764,9 +782,7 @@ impl RunsModel {
         let (words, nodes) = Runs::storage(PageCount(capacity));
         let runs = Runs::new(
             PageCount(capacity),
-            vec![0; words].leak(),
-            vec![0; words].leak(),
-            vec![0; words].leak(),
+            vec![Word::default(); words].leak(),
             vec![Summary::default(); nodes].leak(),
         );
         RunsModel { runs, free: Vec::new(), dirty: Vec::new() }

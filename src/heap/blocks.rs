@@ -44,9 +44,7 @@ impl<G: Geometry> Heap<G> {
             };
             let unfilled = slots.len() - taken;
             let mut divided = self.table.divided(&mut bin, page);
-            let (more, now_blank) = divided.take(&mut slots[..unfilled]);
-            blank(&mut slots[unfilled - more..][..now_blank]);
-            taken += more;
+            taken += divided.take(&mut slots[..unfilled], &blank);
             divided.settle();
         }
         self.credit_blocks(tag, granted - taken);
@@ -91,17 +89,27 @@ impl<G: Geometry> Heap<G> {
 
     /// Gives blocks of `class` back to their pages, whichever shard those belong to; pages without live blocks
     /// become Free. A block that is not one, or is free already, ends the process. The order of `blocks` is lost.
-    pub(crate) fn put_all(&self, class: ClassIndex, mut blocks: &mut [usize]) {
+    pub(crate) fn put_all(&self, class: ClassIndex, blocks: &mut [usize]) {
+        self.put_in_turn(class, blocks, true);
+    }
+
+    /// [`put_all`](Self::put_all) for blocks that nothing was written to, so that who takes them next finds no mark.
+    #[cfg(all(feature = "os", not(feature = "hardened")))]
+    pub(crate) fn put_all_unwritten(&self, class: ClassIndex, blocks: &mut [usize]) {
+        self.put_in_turn(class, blocks, false);
+    }
+
+    fn put_in_turn(&self, class: ClassIndex, mut blocks: &mut [usize], written: bool) {
         while let Some(&first) = blocks.first() {
             let tag = self.tag_for_free(first, class);
-            let done = self.put_shard(tag, blocks);
+            let done = self.put_shard(tag, blocks, written);
             blocks = &mut blocks[done..];
         }
     }
 
     /// Puts those of `blocks` that belong to pages of `tag`, the first among them, and moves the others to the end.
     /// Returns how many were put.
-    fn put_shard(&self, tag: Tag, blocks: &mut [usize]) -> usize {
+    fn put_shard(&self, tag: Tag, blocks: &mut [usize], written: bool) -> usize {
         let mut bin = self.bin(tag);
         let keeps_last_page = self.is_process_heap && self.component_of(tag) == ComponentIndex::NONE;
         let (mut at, mut others) = (0, blocks.len());
@@ -114,7 +122,12 @@ impl<G: Geometry> Heap<G> {
             };
             let mut divided = self.table.divided(&mut bin, page);
             match divided.put(&blocks[at..others]) {
-                Ok(put) => at += put,
+                Ok(put) => {
+                    if !written {
+                        divided.unwritten(&blocks[at..at + put]);
+                    }
+                    at += put;
+                }
                 Err((put, misuse)) => {
                     let state = divided.state();
                     self.credit_blocks(tag, at + put);

@@ -60,7 +60,8 @@ impl<G: Geometry> PageTable<G> {
                     return fail("a free page has a state", page);
                 }
                 let figures = [header.live, header.watermark, header.first_word, header.run.0, header.tail];
-                if figures != [0; 5] || header.busy || header.blank || header.purged != 0 {
+                let parts = header.purged | header.unwritten;
+                if figures != [0; 5] || header.busy || header.blank || parts != 0 {
                     return fail("a free page has a header that is not blank", page);
                 }
                 census.free_pages += 1;

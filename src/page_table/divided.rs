@@ -3,8 +3,10 @@
 use super::{Bin, Header, Misuse, PageState, PageTable, Tag};
 use crate::size_class::Geometry;
 use crate::units::PageIndex;
+use core::slice;
 
-/// Parts of a page of which it is known whether they may have memory: the bits of [`Header::purged`].
+/// Parts of a page of which it is known whether they may have memory, and of which blocks: the bits of
+/// [`Header::purged`] and [`Header::unwritten`].
 const PARTS: usize = u16::BITS as usize;
 
 /// `count` bits from bit `first` on: at least one, and all within a word.
@@ -89,9 +91,9 @@ impl<G: Geometry> DividedPage<'_, G> {
     }
 
     /// Takes up to `slots.len()` blocks, lowest first, and writes their addresses to the end of `slots` in
-    /// descending order: a stack that ends there pops them in ascending order. Returns how many, and how many of them,
-    /// the last in that order, hold nothing that was written when they were put back.
-    pub fn take(&mut self, slots: &mut [usize]) -> (usize, usize) {
+    /// descending order: a stack that ends there pops them in ascending order. Returns how many. `blank` is told of those
+    /// that may hold nothing that was written when they were put back.
+    pub fn take(&mut self, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
         let block = self.table.geometry.classes().block(self.tag.class());
         let capacity = self.table.capacity_of(self.tag);
         let base = self.table.address_of(self.page);
@@ -116,13 +118,37 @@ impl<G: Geometry> DividedPage<'_, G> {
         let fresh = unfilled.min(capacity - watermark);
         write_descending(&mut slots[unfilled - fresh..unfilled], base + watermark * block, block);
         let taken = slots.len() - unfilled + fresh;
-        let blank = if self.header.blank { taken } else { fresh };
+        let (never_used, used) = slots[unfilled - fresh..].split_at_mut(fresh);
+        if fresh > 0 {
+            blank(never_used);
+        }
+        if self.header.unwritten != 0 {
+            for slot in used.iter_mut().filter(|slot| self.header.unwritten & self.part_of(**slot) != 0) {
+                blank(slice::from_mut(slot));
+            }
+        }
         self.header.purged = 0;
         self.header.first_word = at as u32;
         self.header.watermark = (watermark + fresh) as u32;
         self.header.live += taken as u32;
-        self.header.blank &= self.header.live as usize != capacity;
-        (taken, blank)
+        if self.header.live as usize == capacity {
+            self.header.unwritten = 0;
+        }
+        taken
+    }
+
+    fn bytes_of_part(&self) -> usize {
+        self.table.geometry.page_size() / PARTS
+    }
+
+    /// The bit of the part that `address` lies in.
+    fn part_of(&self, address: usize) -> u16 {
+        1 << ((address - self.table.address_of(self.page)) / self.bytes_of_part())
+    }
+
+    /// Notes that nothing was written to `blocks`, which were put back.
+    pub fn unwritten(&mut self, blocks: &[usize]) {
+        self.header.unwritten |= blocks.iter().fold(0, |parts, &block| parts | self.part_of(block));
     }
 
     /// Takes back the first of `blocks`, which lies in this page, and those that follow it as long as they do.
@@ -185,7 +211,7 @@ impl<G: Geometry> DividedPage<'_, G> {
     /// their last; each is a multiple of `grain` bytes, a power of two. A caller who gives the memory of a part back
     /// to the system, such that it reads as zeros, says so by [`purged`](Self::purged).
     pub fn unused_parts(&mut self, grain: usize) -> impl Iterator<Item = (usize, usize)> + use<G> {
-        let part = grain.max(self.table.geometry.page_size() / PARTS);
+        let part = grain.max(self.bytes_of_part());
         let parts = self.table.geometry.page_size() / part;
         let block = self.table.geometry.classes().block(self.tag.class());
         let capacity = self.table.capacity_of(self.tag);
@@ -211,10 +237,13 @@ impl<G: Geometry> DividedPage<'_, G> {
 
     /// Notes that the page has no memory, and reads as zeros, from offset `start` to `end`.
     pub fn purged(&mut self, start: usize, end: usize, grain: usize) {
-        let part = grain.max(self.table.geometry.page_size() / PARTS);
-        self.header.blank = true;
+        let part = grain.max(self.bytes_of_part());
         for number in start / part..end / part {
             self.header.purged |= 1 << number;
+        }
+        let first = self.table.address_of(self.page) + start;
+        for address in (first..first + (end - start)).step_by(self.bytes_of_part()) {
+            self.header.unwritten |= self.part_of(address);
         }
     }
 

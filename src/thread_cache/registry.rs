@@ -29,7 +29,7 @@ pub(super) struct Registry {
     first: *const ThreadCache,
     /// Caches alive, by shard.
     of_shard: [u32; SHARDS],
-    /// Shards that threads are spread over; 0 before there are any.
+    /// Shards that threads are spread over; 0 before there is a second one.
     in_use: usize,
 }
 
@@ -58,6 +58,11 @@ impl Registry {
     /// the shard of that block, unless that is crowded.
     pub(super) fn join(&mut self, of_freed: Option<ShardIndex>) -> ShardIndex {
         if self.in_use == 0 {
+            // A program of one thread never asks how many processors there are.
+            if self.of_shard[0] == 0 {
+                self.of_shard[0] = 1;
+                return ShardIndex(0);
+            }
             self.in_use = (sys::processors() * SHARDS_PER_PROCESSOR).min(SHARDS);
         }
         let mut least = 0;
@@ -75,6 +80,7 @@ impl Registry {
         self.of_shard[least] += 1;
         ShardIndex(least as u8)
     }
+
     /// Takes a cache in.
     ///
     /// # Safety

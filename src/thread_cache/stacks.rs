@@ -6,7 +6,11 @@
 use crate::hardened;
 use crate::heap::Heap;
 use crate::metadata;
+#[cfg(not(feature = "hardened"))]
+use crate::size_class::SizeClasses;
 use crate::size_class::{BuildGeometry, built::CLASS_COUNT};
+#[cfg(not(feature = "hardened"))]
+use crate::sys;
 use crate::units::ClassIndex;
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
@@ -74,13 +78,56 @@ pub(super) fn mark(address: usize) {
 
 /// Gives the blocks of slots back to their pages.
 pub(super) fn put_slots(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &mut [usize]) {
+    let any = slots.iter().fold(0, |all, slot| all | slot);
+    let slots = if any & UNMARKED != 0 { mark_all(heap, class, slots) } else { slots };
+    heap.put_all(class, slots);
+}
+
+/// Has all blocks of slots marked that are to go back to their pages, and returns the slots. Those go back here, without
+/// a mark, that were not in use since they were taken, and lie in OS pages of which the same is true of all blocks: the
+/// mark would be all that the page has memory for.
+#[cfg(not(feature = "hardened"))]
+fn mark_all<'a>(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &'a mut [usize]) -> &'a mut [usize] {
+    let (block, os_page) = (SizeClasses::BUILD.block(class), sys::page_size());
+    let (mut at, mut marked) = (0, 0);
+    while at < slots.len() {
+        if slots[at] & UNMARKED == 0 {
+            slots[marked] = slots[at];
+            (at, marked) = (at + 1, marked + 1);
+            continue;
+        }
+        // A refill writes neighbours down from the highest to the lowest.
+        let end = at + 1 + slots[at..].windows(2).take_while(|pair| pair[1] == pair[0] - block).count();
+        slots[at..end].iter_mut().for_each(|slot| *slot &= !UNMARKED);
+        let (pages_start, pages_end) =
+            (slots[end - 1].next_multiple_of(os_page), (slots[at] + block) & !(os_page - 1));
+        // Those above the whole pages, then those that begin in them, then those below.
+        let above = at + slots[at..end].iter().take_while(|&&address| address >= pages_end).count();
+        let within = above + slots[above..end].iter().take_while(|&&address| address >= pages_start).count();
+        if above < within {
+            heap.put_all_unwritten(class, &mut slots[above..within]);
+        }
+        for others in [at..above, within..end] {
+            for slot in others {
+                mark(slots[slot]);
+                slots[marked] = slots[slot];
+                marked += 1;
+            }
+        }
+        at = end;
+    }
+    &mut slots[..marked]
+}
+
+/// Has all blocks of slots marked that are to go back to their pages, and returns the slots.
+#[cfg(feature = "hardened")]
+fn mark_all<'a>(_: &Heap<BuildGeometry>, class: ClassIndex, slots: &'a mut [usize]) -> &'a mut [usize] {
     for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
         *slot &= !UNMARKED;
-        #[cfg(feature = "hardened")]
         hardened::wipe(class, *slot);
         mark(*slot);
     }
-    heap.put_all(class, slots);
+    slots
 }
 
 impl Stacks {
