@@ -264,11 +264,9 @@ fn blocks_that_a_thread_never_used_have_no_memory_when_it_has_ended() {
             let after = resident() - before;
             assert!(after < used * 13 / 10, "{used} bytes were used, {after} are resident");
             // The blocks are there for the next thread all the same.
-            thread::spawn(move || {
-                (512..=1024).step_by(64).for_each(|size| drop([use_some(size), use_some(size)]))
-            })
-            .join()
-            .unwrap();
+            let sizes = (512..=1024).step_by(64);
+            let use_more = move || sizes.clone().chain(sizes).map(use_some).sum::<usize>();
+            assert_eq!(thread::spawn(use_more).join().unwrap(), 2 * used);
             HEAP.check().unwrap();
         },
     );
