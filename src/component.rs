@@ -54,7 +54,7 @@ use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
 /// # What it costs
 /// Nothing outside. To enter and leave, a few loads and stores. For each component and size class in use, a page that
 /// is not full; for each component and thread, an OS page for the cache, and the blocks that wait in it. There can be as many components as 256 less the
-/// shards of the build (240); those of one name are one. They are never given up: it is for the parts of a program,
+/// shards of the build (240; with the feature `profile`, one less); those of one name are one. They are never given up: it is for the parts of a program,
 /// not for requests.
 ///
 /// The allocator in use must be [`PageAllocator`](crate::PageAllocator) with thread caches, and that it is the global

@@ -338,7 +338,7 @@ unsafe impl GlobalAlloc for PageAllocator {
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         #[cfg(feature = "hardened")]
         if let Some(heap) = heap()
-            && !profile::is_sampled(ptr.addr())
+            && !profile::is_sampled_run(ptr.addr())
             && !guarded::holds(ptr.addr())
         {
             crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
@@ -383,14 +383,17 @@ impl PageAllocator {
             return guarded::free(address, Some(layout));
         }
         let class = BuildGeometry.class_of(layout);
-        let sampled = profile::forget(address);
+        let sampled = profile::forget_run(address);
         if class == ClassIndex::NONE || sampled {
-            // A sampled block is a run, whatever its layout.
+            // A sampled run may have the layout of a block.
             heap.dealloc_run(address, if sampled { None } else { Some(layout) });
             thread_cache::give_up_blocks(heap);
             return decay::tick_freed(heap);
         }
         let tag = heap.tag_for_free(address, class);
+        if tag.shard().is_sampled() {
+            return profile::free_block(heap, class, address);
+        }
         match thread_cache::current_or_made(heap, Some(tag.shard())) {
             Some(cache) => cache.dealloc_slow(heap, tag, address),
             None => thread_cache::put(heap, class, address),
@@ -404,12 +407,7 @@ fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) 
     if heap.table().page_of(address).is_none() && guarded::holds(address) {
         return None;
     }
-    let run = BuildGeometry.class_of(old) == ClassIndex::NONE;
-    if !run && profile::is_sampled(address) {
-        // A run, though the layout is that of a block: it moves.
-        return None;
-    }
-    if !run || BuildGeometry.class_of(new) != ClassIndex::NONE {
+    if BuildGeometry.class_of(old) != ClassIndex::NONE || BuildGeometry.class_of(new) != ClassIndex::NONE {
         return heap.resize(address, old, new);
     }
     component::resize_run_within_limits(heap, address, Some(old), new, |resized| {
@@ -423,7 +421,8 @@ fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) 
 pub(crate) fn alloc_sampled(layout: Layout, block: *mut u8) -> *mut u8 {
     let Some(heap) = heap() else { return block };
     let Some(sampled) = profile::sample(heap, layout, false) else { return block };
-    PageAllocator::new().dealloc_slow(block, layout);
+    // SAFETY: the block was just allocated with this layout, and nobody has it.
+    unsafe { PageAllocator::new().dealloc(block, layout) };
     sampled
 }
 

@@ -28,7 +28,7 @@ use crate::ledger::{Ledger, MOST_COMPONENTS};
 use crate::lock::{Guard, Lock};
 use crate::page_table::{Bin, Census, PageState, PageTable, Tag, Violation};
 use crate::runs::Runs;
-use crate::size_class::{CustomGeometry, Geometry};
+use crate::size_class::{CustomGeometry, Geometry, built::SHARDS};
 use crate::sys;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
@@ -267,12 +267,14 @@ impl<G: Geometry> Heap<G> {
         self.shards_in_use.load(Ordering::Relaxed)
     }
 
-    /// Every tag that a Divided page of the first `shards` shards, or of a component, can have.
+    /// Every tag that a Divided page of the first `shards` shards, of sampled blocks, or of a component, can have.
     fn tags(&self, shards: usize) -> impl Iterator<Item = Tag> + use<G> {
         let classes = self.geometry().class_count();
-        let of_threads = (0..shards).map(|shard| ShardIndex(shard as u8));
+        let of_threads = (0..shards.min(SHARDS)).map(|shard| ShardIndex(shard as u8));
+        let of_samples = (SHARDS..self.shards).map(|shard| ShardIndex(shard as u8));
         let of_components = self.components().map(ComponentIndex::shard);
         of_threads
+            .chain(of_samples)
             .chain(of_components)
             .flat_map(move |shard| (1..classes).map(move |class| Tag::new(shard, ClassIndex(class as u8))))
     }
@@ -394,6 +396,11 @@ impl<G: Geometry> Heap<G> {
         match (self.geometry().class_of(old), self.geometry().class_of(new)) {
             (ClassIndex::NONE, ClassIndex::NONE) => self.resize_run(address, Some(old), new),
             (old, new) if old == new => {
+                #[cfg(feature = "profile")]
+                if crate::profile::is_sampled_run(address) {
+                    // A run, though the layout is that of a block: it moves.
+                    return None;
+                }
                 self.tag_for_free(address, old);
                 Some(self.pointer(address))
             }
@@ -498,7 +505,8 @@ impl<G: Geometry> Heap<G> {
     /// Bytes of the page table for the committed pages, and of the bins.
     pub(crate) fn table_bytes(&self) -> usize {
         let frontier = self.runs().frontier();
-        let bins = (self.shards_in_use() + self.components().count()) * self.geometry().class_count();
+        let shards = self.shards_in_use() + self.shards.saturating_sub(SHARDS);
+        let bins = (shards + self.components().count()) * self.geometry().class_count();
         PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
     }
 

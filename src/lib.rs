@@ -29,7 +29,7 @@
 //! | size class | a block size |
 //! | page table | for every page a header, a tag and a bitmap; over all pages an index of the free runs |
 //! | thread cache | for every thread and class a stack of block addresses |
-//! | shard | a group of Divided pages; threads are spread over two a processor, 16 at most, and each component has one |
+//! | shard | a group of Divided pages; threads are spread over two a processor, 16 at most; each component has one, and so have blocks that the profile samples |
 //! | component | a part of the program with pages of its own |
 //! | bin | the Divided pages of one class and shard that have free blocks |
 //!

@@ -5,14 +5,16 @@
 //! distributed, so an allocation of `size` bytes is sampled with probability `1 - exp(-size / interval)` whatever else
 //! is allocated, and stands for the inverse of that many. Bytes are counted by each thread's cache: a [`Countdown`].
 //!
-//! Unless the interval was asked for, a countdown whose samples come too soon one after the other, as those of a loop do
-//! that allocates many gigabytes a second, doubles its interval, and goes back as soon as they do not. The next distance
-//! alone depends on that, and each sample remembers its own interval, so it stands for as many as it should.
+//! Unless the interval was asked for, a countdown whose samples come sooner one after the other than so many times what
+//! they take, by the clock, doubles its interval, and goes back as soon as they do not. That bounds what the samples of
+//! a thread cost, whatever it does. The next distance alone depends on it, and each sample remembers its own interval,
+//! so it stands for as many as it should.
 //!
-//! A sampled allocation is always a run of pages, even if it would fit a block. That is what makes sampling free for
-//! all others when they are freed: the tag of the page is not what the thread's cache expects, so the free takes the
-//! slow path by itself, and only there is a bit of the page looked at that says whether it was sampled. What remains
-//! on the fast path of an allocation is a subtraction and a branch.
+//! A sampled block lies in a page of a shard of its own, which no thread's cache serves. That is what makes sampling
+//! free for all others when they are freed: the tag of the page is not what the cache expects, so the free takes the
+//! slow path by itself, and only there is the shard looked at. What remains on the fast path of an allocation is a
+//! subtraction and a branch. A sampled run is marked by a bit of its first page; a block that is allocated inside a
+//! component is sampled as a run, as pages have one component.
 //!
 //! Samples lie in a mapping of their own, behind one lock, which is held together with no other.
 
@@ -24,13 +26,17 @@ mod unwind;
 
 pub use stacks::Profile;
 
+use crate::component::{self, current_component};
+use crate::decay;
 use crate::global::{PageAllocator, heap};
 use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::options;
+use crate::page_table::Tag;
 use crate::size_class::{BuildGeometry, Geometry as _};
 use crate::sys;
 use crate::thread_cache::{self, current};
+use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
 use core::alloc::Layout;
 use core::cell::Cell;
 use core::mem;
@@ -39,10 +45,21 @@ use samples::{Frames, MOST_FRAMES, Sample, Samples};
 
 /// Bytes from one picked byte to the next, on average.
 const USUAL_INTERVAL: usize = 512 << 10;
-/// Nanoseconds between two samples below which the interval doubles: fifty times what a sample takes.
-const SOON: u64 = 20_000;
-/// Times that it doubles at most.
-const MOST_DOUBLINGS: u32 = 6;
+/// Samples come too soon if the time between two is less than so many times what one takes. In a loop that is too fast
+/// the time is twice as long on average, and to free a sampled block takes about as long again as to sample it: that
+/// makes a hundredth.
+const SPARED: u64 = 100;
+/// Times that an interval doubles at most.
+const MOST_DOUBLINGS: u32 = 14;
+/// Bytes after which the clock is looked at if none was picked, as a thread may allocate less by then.
+const LOOKED_AFTER: isize = 16 << 20;
+/// So many times as much time as is to be between two samples, and none: the interval is halved then.
+const LONG: u64 = 8;
+/// Nanoseconds that a sample is thought to take before there were any.
+const USUAL_COST: u32 = 2_000;
+/// What a sample takes is an average of about so many. One that takes much longer than that was interrupted.
+const AVERAGED: u32 = 8;
+const INTERRUPTED: u32 = 4;
 
 static INTERVAL: AtomicUsize = AtomicUsize::new(USUAL_INTERVAL);
 /// Whether intervals may double: nobody has asked for one.
@@ -70,20 +87,30 @@ pub(crate) fn start() {
 
 /// Counts the bytes that are allocated through a thread's cache.
 pub(crate) struct Countdown {
-    /// Bytes to the next one that is picked; below zero once it is passed.
+    /// Bytes to the next one that is picked, or to a look at the clock; below zero once that is passed.
     left: Cell<isize>,
+    /// Whether it is to one that is picked.
+    is_pick: Cell<bool>,
     /// State of the generator.
     random: Cell<u64>,
-    /// When the last byte was picked, and how often the interval is doubled.
+    /// When the last byte was picked, or the interval halved for want of one, and how often the interval is doubled.
     picked: Cell<u64>,
     doublings: Cell<u32>,
+    /// Nanoseconds that a sample takes.
+    cost: Cell<u32>,
 }
 
 impl Countdown {
     /// That of a cache through which nothing is allocated.
     #[allow(clippy::declare_interior_mutable_const)] // copied into the sentinels
-    pub(crate) const NONE: Countdown =
-        Countdown { left: Cell::new(0), random: Cell::new(1), picked: Cell::new(0), doublings: Cell::new(0) };
+    pub(crate) const NONE: Countdown = Countdown {
+        left: Cell::new(0),
+        is_pick: Cell::new(true),
+        random: Cell::new(1),
+        picked: Cell::new(0),
+        doublings: Cell::new(0),
+        cost: Cell::new(USUAL_COST),
+    };
 
     /// A new countdown, the numbers of which are its own.
     pub(crate) fn new() -> Countdown {
@@ -99,7 +126,7 @@ impl Countdown {
         countdown
     }
 
-    /// Counts bytes that are being allocated. True if one of them is picked.
+    /// Counts bytes that are being allocated. True if one of them may be picked: see [`next`](Self::next).
     #[inline(always)]
     pub(crate) fn is_due(&self, bytes: usize) -> bool {
         let left = self.left.get().wrapping_sub(bytes as isize);
@@ -112,8 +139,8 @@ impl Countdown {
         INTERVAL.load(Relaxed).saturating_mul(1 << self.doublings.get())
     }
 
-    /// Draws the distance to the next byte that is picked.
-    fn draw(&self) {
+    /// A distance to the next byte that is picked.
+    fn distance(&self) -> isize {
         let mut state = self.random.get();
         // xorshift64*
         state ^= state >> 12;
@@ -121,27 +148,65 @@ impl Countdown {
         state ^= state >> 27;
         self.random.set(state);
         let uniform = (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64;
-        self.left.set((-(1.0 - uniform).ln() * self.interval() as f64) as isize);
+        (-(1.0 - uniform).ln() * self.interval() as f64) as isize
     }
 
-    /// Draws the next distance after a byte was picked. Returns the interval by which that one was.
-    fn next(&self) -> usize {
-        let interval = self.interval();
-        if YIELDS.load(Relaxed) {
-            let now = sys::nanoseconds();
-            let since = now - self.picked.replace(now).min(now);
+    /// Draws the distance to the next byte that is picked.
+    fn draw(&self) {
+        let distance = self.distance();
+        self.is_pick.set(distance <= LOOKED_AFTER);
+        self.left.set(distance.min(LOOKED_AFTER));
+    }
+
+    /// Draws the next distance, as one is passed, at `now` if intervals may double. Returns the interval by which a byte
+    /// was picked; `None` if none was.
+    fn next(&self, now: Option<u64>) -> Option<usize> {
+        // What is not drawn beyond the look at the clock may be drawn then: that there was none so far tells nothing.
+        let picked = self.is_pick.get() || self.left.get().saturating_add(self.distance()) < 0;
+        let interval = picked.then(|| self.interval());
+        if let Some(now) = now {
+            let since = now.saturating_sub(self.picked.get());
+            let times = since / (u64::from(self.cost.get()) * SPARED);
             let doublings = self.doublings.get();
-            self.doublings.set(match since / SOON {
-                0 => (doublings + 1).min(MOST_DOUBLINGS),
-                times => doublings.saturating_sub(times.ilog2()),
-            });
+            if times == 0 && picked {
+                self.doublings.set((doublings + 1).min(MOST_DOUBLINGS));
+            } else if picked || times >= LONG {
+                self.doublings.set(doublings.saturating_sub(times.max(1).ilog2()));
+            }
+            if picked || times >= LONG {
+                self.picked.set(now);
+            }
         }
         self.draw();
         interval
     }
+
+    /// Takes note of what a sample took.
+    fn took(&self, nanoseconds: u64) {
+        let cost = self.cost.get();
+        let took = nanoseconds.min((cost * INTERRUPTED).into()) as u32;
+        // Rounded up, and so never zero.
+        self.cost.set((cost * (AVERAGED - 1) + took).div_ceil(AVERAGED));
+    }
 }
 
-/// Counts bytes that are being allocated on a slow path. True if one of them is picked. What a thread allocates when its
+/// Does `work` if a byte is picked, while this thread samples nothing. It is given the interval by which that was.
+/// `None`, and nothing done, if none is, or this thread samples nothing anyway.
+fn sampling<T>(work: impl FnOnce(usize) -> Option<T>) -> Option<T> {
+    let countdown = &current().countdown;
+    let began = YIELDS.load(Relaxed).then(sys::nanoseconds);
+    let interval = countdown.next(began)?;
+    if PAUSED.get() {
+        return None;
+    }
+    let done = paused(|| work(interval));
+    if let Some(began) = began {
+        countdown.took(sys::nanoseconds() - began);
+    }
+    done
+}
+
+/// Counts bytes that are being allocated on a slow path. True if one of them may be picked. What a thread allocates when its
 /// cache is gone is not counted.
 pub(crate) fn is_due(heap: &'static Heap<BuildGeometry>, bytes: usize) -> bool {
     thread_cache::current_or_made(heap, None).is_some_and(|cache| cache.countdown.is_due(bytes))
@@ -155,32 +220,39 @@ fn paused<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Serves an allocation one of whose bytes is picked, and keeps its stack. `None` if that cannot be, or is not to be.
+/// Serves an allocation that is due if one of its bytes is picked, and keeps its stack. `None` if none is, or if that
+/// cannot be, or is not to be.
 #[cold]
 #[inline(never)]
 pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> Option<*mut u8> {
-    let interval = current().countdown.next();
-    if PAUSED.get() {
-        return None;
-    }
-    paused(|| {
-        let run = crate::component::run_within_limits(heap, layout, zeroed);
-        if run.is_null() {
+    sampling(|interval| {
+        let class = BuildGeometry.class_of(layout);
+        let is_block = class != ClassIndex::NONE && current_component() == ComponentIndex::NONE;
+        let sampled = if is_block {
+            thread_cache::take(heap, Tag::new(ShardIndex::SAMPLED, class))
+        } else {
+            component::run_within_limits(heap, layout, zeroed)
+        };
+        if sampled.is_null() {
             return None;
         }
-        if !keep(heap, run.addr(), layout.size(), interval) {
-            heap.dealloc_run(run.addr(), None);
+        if !keep(heap, sampled.addr(), layout.size(), interval) {
+            if is_block {
+                thread_cache::put(heap, class, sampled.addr());
+            } else {
+                heap.dealloc_run(sampled.addr(), None);
+            }
             return None;
         }
-        Some(run)
+        Some(sampled)
     })
 }
 
-/// Keeps the calling thread's stack for the run at `address`. False if there is no room.
+/// Keeps the calling thread's stack for the block or run at `address`. False if there is no room.
 fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize, interval: usize) -> bool {
-    let Some(page) = heap.table().page_of(address) else { return false };
-    let frames = stack();
-    SAMPLES.lock().add(heap.table().capacity(), page, Sample { address, size, interval, frames })
+    let sample = Sample { address, size, interval, frames: stack() };
+    let run = if heap.tag_of(address).is_some() { None } else { heap.table().page_of(address) };
+    SAMPLES.lock().add(heap.table().capacity(), run, sample)
 }
 
 /// The calling thread's stack.
@@ -203,18 +275,28 @@ fn stack() -> Frames {
     frames
 }
 
-/// Whether the run at `address` is sampled.
+/// Whether a run begins at `address` that is sampled.
 #[inline]
-pub(crate) fn is_sampled(address: usize) -> bool {
+pub(crate) fn is_sampled_run(address: usize) -> bool {
     // Runs begin where pages do, and few blocks.
     address.is_multiple_of(BuildGeometry.page_size())
         && heap().is_some_and(|heap| heap.table().page_of(address).is_some_and(samples::is_marked))
 }
 
 /// Forgets the sample of the run at `address`, which is being freed. Whether there was one.
-pub(crate) fn forget(address: usize) -> bool {
+pub(crate) fn forget_run(address: usize) -> bool {
     let Some(page) = heap().and_then(|heap| heap.table().page_of(address)) else { return false };
-    samples::is_marked(page) && SAMPLES.lock().remove(page, address).is_some()
+    samples::is_marked(page) && SAMPLES.lock().remove(Some(page), address).is_some()
+}
+
+/// Frees the block at `address`, of the shard of sampled blocks, and forgets its sample.
+#[cold]
+#[inline(never)]
+pub(crate) fn free_block(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+    SAMPLES.lock().remove(None, address);
+    thread_cache::put(heap, class, address);
+    thread_cache::give_up_blocks(heap);
+    decay::tick_freed(heap);
 }
 
 /// Takes note that the run at `old` has become one of `new_size` bytes at `new`.
@@ -224,17 +306,16 @@ pub(crate) fn resized(old: usize, old_size: usize, new: usize, new_size: usize) 
     let page_of = |address| heap.table().page_of(address);
     if let Some(page) = page_of(old).filter(|&page| samples::is_marked(page)) {
         let mut samples = SAMPLES.lock();
-        if let Some(sample) = samples.remove(page, old)
-            && let Some(page) = page_of(new)
-        {
-            samples.add(heap.table().capacity(), page, Sample { address: new, size: new_size, ..sample });
+        if let Some(sample) = samples.remove(Some(page), old) {
+            samples.add(
+                heap.table().capacity(),
+                page_of(new),
+                Sample { address: new, size: new_size, ..sample },
+            );
         }
     } else if is_due(heap, new_size.saturating_sub(old_size)) {
-        let interval = current().countdown.next();
-        if !PAUSED.get() {
-            // As if it had been allocated with that size: the bytes up to the old one were counted before.
-            paused(|| keep(heap, new, new_size, interval));
-        }
+        // As if it had been allocated with that size: the bytes up to the old one were counted before.
+        sampling(|interval| keep(heap, new, new_size, interval).then_some(()));
     }
 }
 
@@ -287,40 +368,99 @@ impl PageAllocator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
-    use std::time::Duration;
 
-    #[test]
-    fn a_countdown_whose_samples_come_soon_yields_and_its_estimate_is_right_all_the_same() {
+    /// A thread that allocates `times` blocks of `size` bytes, one in `pace` nanoseconds, where a sample takes `cost`.
+    struct Simulated {
+        samples: f64,
+        /// The part of its time that samples took.
+        share: f64,
+        /// The estimate of how many blocks it allocated, to the truth.
+        estimated: f64,
+    }
+
+    fn simulate(size: usize, pace: u64, cost: u64, times: u32) -> Simulated {
+        const START: u64 = 1 << 40;
         let countdown = Countdown::new();
-        let (size, times) = (1 << 20, 300_000);
-        let (mut sampled, mut estimated) = (0, 0.0);
+        let (mut now, mut samples, mut estimated) = (START, 0, 0.0);
         for _ in 0..times {
-            if countdown.is_due(size) {
-                let interval = countdown.next();
-                sampled += 1;
+            now += pace;
+            if countdown.is_due(size)
+                && let Some(interval) = countdown.next(Some(now))
+            {
+                countdown.took(cost);
+                now += cost;
+                samples += 1;
                 estimated += -1.0 / (-(size as f64) / interval as f64).exp_m1();
             }
         }
-        // The interval is a half of the size: but for the first few, it does not stay at that.
-        assert!(sampled < times / 10, "{sampled} of {times} sampled");
-        let error = (estimated - f64::from(times)) / f64::from(times);
-        assert!(error.abs() < 0.06, "estimated {estimated} of {times}, from {sampled} samples");
-        thread::sleep(Duration::from_millis(5));
-        countdown.next();
+        Simulated {
+            samples: f64::from(samples),
+            share: (samples as u64 * cost) as f64 / (now - START) as f64,
+            estimated: estimated / f64::from(times),
+        }
+    }
+
+    #[test]
+    fn samples_take_a_part_of_the_time_whatever_they_cost_and_the_estimate_is_right_all_the_same() {
+        // By bytes a second: 10 GB, 500 GB, more of runs, little.
+        for (size, pace, times) in
+            [(1_000, 100, 6_000_000), (100_000, 200, 3_000_000), (2 << 20, 300, 2_000_000)]
+        {
+            for cost in [400, 1_500, 8_000] {
+                let simulated = simulate(size, pace, cost, times);
+                let label = std::format!("{size} bytes in {pace} ns, {cost} ns a sample");
+                assert!(simulated.share < 0.009, "{label}: {} of the time", simulated.share);
+                let spared = 512.0 * 1024.0 / size as f64 * pace as f64 > 2.0 * (SPARED * cost) as f64;
+                assert!(spared || simulated.share > 0.0025, "{label}: {} of the time", simulated.share);
+                let error = (simulated.estimated - 1.0).abs() * simulated.samples.sqrt();
+                assert!(error < 8.0, "{label}: {} estimated from {}", simulated.estimated, simulated.samples);
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_that_allocates_slowly_is_sampled_by_the_usual_interval() {
+        let simulated = simulate(1_000, 2_000, 1_500, 4_000_000);
+        let expected = 4_000_000.0 * 1_000.0 / USUAL_INTERVAL as f64;
+        // The interval doubles for the next after each pair that happens to be close.
+        assert!(simulated.samples > expected * 0.6, "{} samples, {expected} expected", simulated.samples);
+    }
+
+    #[test]
+    fn a_countdown_goes_back_to_the_usual_interval_when_its_thread_has_waited() {
+        let countdown = Countdown::new();
+        let pick = |now| {
+            countdown.is_pick.set(true);
+            countdown.next(Some(now))
+        };
+        (0..20).for_each(|turn| _ = pick(1 << 40 | turn));
+        assert_eq!(countdown.interval(), USUAL_INTERVAL << MOST_DOUBLINGS);
+        pick(2 << 40);
         assert_eq!(countdown.interval(), USUAL_INTERVAL);
+        // It does so before the next byte is picked, which may be far.
+        (0..20).for_each(|turn| _ = pick(2 << 40 | turn));
+        countdown.is_pick.set(false);
+        countdown.left.set(0);
+        assert_eq!(countdown.next(Some(3 << 40)), None);
+        assert_eq!(countdown.interval(), USUAL_INTERVAL);
+    }
+
+    #[test]
+    fn a_sample_that_was_interrupted_does_not_keep_others_away() {
+        let countdown = Countdown::new();
+        (0..100).for_each(|_| countdown.took(1_000));
+        assert!(countdown.cost.get().abs_diff(1_000) < 10, "{}", countdown.cost.get());
+        countdown.took(50_000_000);
+        assert!(countdown.cost.get() < 1_500, "{}", countdown.cost.get());
+        (0..100).for_each(|_| countdown.took(0));
+        assert!((1..10).contains(&countdown.cost.get()), "a cost of nothing would not spare anything");
     }
 
     #[test]
     fn distances_are_as_long_as_asked_for_on_average() {
         let countdown = Countdown::new();
         let drawn = 100_000;
-        let sum: f64 = (0..drawn)
-            .map(|_| {
-                countdown.draw();
-                countdown.left.get() as f64
-            })
-            .sum();
+        let sum: f64 = (0..drawn).map(|_| countdown.distance() as f64).sum();
         let mean = sum / f64::from(drawn);
         assert!((mean / USUAL_INTERVAL as f64 - 1.0).abs() < 0.02, "{mean}");
     }

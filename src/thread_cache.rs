@@ -332,6 +332,7 @@ impl ThreadCache {
             && self.tag_of(address).is_some_and(|tag| {
                 class.is_none_or(|class| tag.class() == class)
                     && tag.shard() != self.shard
+                    && !tag.shard().is_sampled()
                     && may_begin_at(tag.class(), address)
                     && self.remote.push(tag.class(), address)
             })

@@ -274,11 +274,12 @@ impl PageAllocator {
         match heap.tag_of(address) {
             None if guarded::holds(address) => guarded::free(address, None),
             None => {
-                profile::forget(address);
+                profile::forget_run(address);
                 heap.dealloc_run(address, None);
                 thread_cache::give_up_blocks(heap);
                 decay::tick_freed(heap);
             }
+            Some(tag) if tag.shard().is_sampled() => profile::free_block(heap, tag.class(), address),
             Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
                 Some(cache) => cache.dealloc_slow(heap, tag, address),
                 None => thread_cache::put(heap, tag.class(), address),

@@ -3,12 +3,14 @@
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
-use page_memory_allocator::PageAllocator;
+use page_memory_allocator::{Component, PageAllocator, Summary};
+use std::alloc::{GlobalAlloc as _, Layout};
 use std::hint::black_box;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::{env, fs, io, process, thread};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::{env, fs, io, process, ptr, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -196,5 +198,130 @@ fn a_child_process_goes_on_with_the_profile() {
         assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
         assert_eq!(status, 0);
         drop(kept);
+    });
+}
+
+#[test]
+fn sampled_blocks_share_pages() {
+    // Nearly everything is sampled.
+    sampling("1", || {
+        let before = HEAP.summary();
+        let kept: Vec<Box<[u8; 200]>> = (0..10_000).map(|_| Box::new([1; 200])).collect();
+        let after = HEAP.summary();
+        assert!(HEAP.profile().live_bytes() >= 10_000 * 200);
+        let more = |pages: fn(&Summary) -> usize| pages(&after) - pages(&before);
+        assert!(more(|summary| summary.divided_pages.get()) < 100, "{after}");
+        assert!(more(|summary| summary.multi_pages.get()) < 20, "{after}");
+        drop(kept);
+        HEAP.check().unwrap();
+    });
+}
+
+#[test]
+fn sampled_blocks_are_forgotten_whoever_frees_them_and_however() {
+    sampling("1", || {
+        for size in [8, 200, 4_000, 20_000, 100_000] {
+            for round in 0..200 {
+                let layout = Layout::from_size_align(size, 8).unwrap();
+                // SAFETY: the block has a size.
+                let (sized, unsized_) = unsafe { (HEAP.alloc(layout).addr(), HEAP.malloc(size).addr()) };
+                thread::spawn(move || {
+                    let [sized, unsized_] = [sized, unsized_].map(ptr::with_exposed_provenance_mut::<u8>);
+                    // A thread that has a cache, and one that has none yet.
+                    drop(black_box((round % 2 == 0).then(|| Box::new(1u64))));
+                    // SAFETY: the blocks are live, the first has this layout, and they are not used after this.
+                    unsafe {
+                        HEAP.dealloc(sized, layout);
+                        if !HEAP.free_cached(unsized_) && !HEAP.free_cached_for_others(unsized_) {
+                            HEAP.free(unsized_);
+                        }
+                    }
+                })
+                .join()
+                .unwrap();
+            }
+        }
+        assert!(HEAP.profile().live_bytes() < MIB / 4, "{}", HEAP.profile().folded());
+        HEAP.check().unwrap();
+    });
+}
+
+#[test]
+fn a_sampled_block_that_is_freed_twice_ends_the_process() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_PROFILE_BYTES", "1");
+        },
+        || {
+            let layout = Layout::new::<[u8; 300]>();
+            // One that keeps the page.
+            let _other = Box::new([1u8; 300]);
+            // SAFETY: the block has a size. It is freed twice to see what comes of it.
+            unsafe {
+                let block = HEAP.alloc(layout);
+                HEAP.dealloc(block, layout);
+                HEAP.dealloc(block, layout);
+            }
+        },
+    );
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("page_memory_allocator"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_process_may_fork_while_other_threads_take_samples() {
+    sampling("1", || {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Relaxed) {
+                        black_box([100, 200, 300].map(Vec::<u8>::with_capacity));
+                    }
+                });
+            }
+            for _ in 0..100 {
+                // SAFETY: the heap is in order on both sides of a fork.
+                let child = unsafe { libc::fork() };
+                if child == 0 {
+                    // SAFETY: neither has preconditions. A child that waits for a lock of a thread that is not there is ended.
+                    unsafe {
+                        libc::alarm(10);
+                        black_box([100, 200, 300].map(Vec::<u8>::with_capacity));
+                        libc::_exit(0);
+                    }
+                }
+                let mut status = 0;
+                // SAFETY: the status is written.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                assert_eq!(status, 0);
+            }
+            stop.store(true, Relaxed);
+        });
+    });
+}
+
+static PART: Component = Component::new("part");
+
+#[test]
+fn what_is_sampled_in_a_component_is_the_components() {
+    sampling("1", || {
+        let before = PART.stats().held_bytes;
+        let kept = PART.enter(|| (0..100).map(|_| vec![1u8; 1000]).collect::<Vec<_>>());
+        assert!(PART.stats().held_bytes >= before + 100 * 1000);
+        assert!(HEAP.profile().live_bytes() >= 100 * 1000);
+        // A block that was sampled as a run is resized.
+        let resized: Vec<_> = kept
+            .into_iter()
+            .map(|mut block| {
+                block.reserve_exact(8);
+                block.push(2);
+                assert!(block[..1000].iter().all(|&byte| byte == 1));
+                block
+            })
+            .collect();
+        drop(resized);
+        assert!(HEAP.profile().live_bytes() < MIB);
+        HEAP.check().unwrap();
     });
 }

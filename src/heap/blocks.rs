@@ -52,11 +52,11 @@ impl<G: Geometry> Heap<G> {
         taken
     }
 
-    /// Moves a page that another shard of threads can spare to `bin`, unless that is a component's. The blocks that a
+    /// Moves a page that another shard of threads can spare to `bin`, if that is one of theirs, too. The blocks that a
     /// thread has left behind, or handed to others, are used up before memory is.
     fn adopt(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
         let shards = self.shards_in_use();
-        if self.component_of(tag) != ComponentIndex::NONE {
+        if self.component_of(tag) != ComponentIndex::NONE || tag.shard().is_sampled() {
             return None;
         }
         (1..shards).find_map(|distance| {

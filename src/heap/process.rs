@@ -2,7 +2,7 @@
 
 use super::Heap;
 use crate::arena::HUGE_PAGE;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, SHARED_SHARDS};
 use crate::options::Options;
 use crate::runs::Runs;
 use crate::size_class::{BuildGeometry, Geometry, built};
@@ -60,7 +60,7 @@ impl Heap<BuildGeometry> {
 
     fn for_process_of(bytes: usize, options: &Options) -> Option<Heap<BuildGeometry>> {
         let pages = PageCount((bytes / built::PAGE_SIZE).min(u32::MAX as usize - 1) as u32);
-        let (shards, ledger) = (built::SHARDS, Some(&LEDGER));
+        let (shards, ledger) = (SHARED_SHARDS, Some(&LEDGER));
         let mut heap = Heap::with_geometry(BuildGeometry, pages, shards, ledger, true, options.huge_pages)?;
         heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
         Some(heap)
@@ -77,7 +77,7 @@ impl Heap<BuildGeometry> {
     /// Locks the ledger, all bins, then the runs, until [`unlock_all`](Self::unlock_all).
     ///
     /// The caller sees to it that no shard comes into use meanwhile. Bins of shards that are not in use are left out:
-    /// nobody has them.
+    /// nobody has them. That of sampled blocks always may be.
     pub(crate) fn lock_all(&self) {
         mem::forget(self.ledger.map(Ledger::freeze));
         for tag in self.tags(self.shards_in_use()) {
@@ -132,14 +132,14 @@ mod tests {
         let heap = Heap::for_process(&Options::new()).expect("the system grants some address space");
         assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
         assert!(heap.reserved_bytes() <= sys::physical_memory().saturating_mul(ARENA_TO_MEMORY));
-        assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, built::SHARDS));
+        assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, SHARED_SHARDS));
         heap.check().expect("a new heap is in order");
     }
     #[test]
     fn an_account_that_differs_from_the_pages_is_seen() {
         let ledger: &'static Ledger = std::boxed::Box::leak(std::boxed::Box::new(Ledger::new()));
         let heap =
-            Heap::with_geometry(BuildGeometry, PageCount(64), built::SHARDS, Some(ledger), true, false)
+            Heap::with_geometry(BuildGeometry, PageCount(64), SHARED_SHARDS, Some(ledger), true, false)
                 .unwrap();
         let component = ledger.find_or_open("of a test", |_| ()).unwrap();
         let account = ledger.account(component).unwrap();

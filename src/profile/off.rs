@@ -2,6 +2,7 @@
 
 use crate::heap::Heap;
 use crate::size_class::BuildGeometry;
+use crate::units::ClassIndex;
 use core::alloc::Layout;
 
 pub(crate) fn start() {}
@@ -32,12 +33,16 @@ pub(crate) fn sample(_: &'static Heap<BuildGeometry>, _: Layout, _: bool) -> Opt
 }
 
 #[inline(always)]
-pub(crate) fn forget(_: usize) -> bool {
+pub(crate) fn forget_run(_: usize) -> bool {
     false
 }
 
 #[inline(always)]
-pub(crate) fn is_sampled(_: usize) -> bool {
+pub(crate) fn free_block(_: &Heap<BuildGeometry>, _: ClassIndex, _: usize) {}
+
+#[cfg(feature = "hardened")]
+#[inline(always)]
+pub(crate) fn is_sampled_run(_: usize) -> bool {
     false
 }
 

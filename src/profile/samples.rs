@@ -89,8 +89,7 @@ impl Samples {
     }
 
     fn first_slot(address: usize) -> usize {
-        // Runs begin at pages: the bits below are all zero.
-        ((address >> 9) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize >> 40 & (SLOTS - 1)
+        ((address >> 3) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize >> 40 & (SLOTS - 1)
     }
 
     /// The slot that leads to the sample at `address`, or the free one where it would be.
@@ -105,8 +104,8 @@ impl Samples {
         }
     }
 
-    /// Adds a sample of the run at `page`, of an arena of `pages`. False if there is no room.
-    pub(super) fn add(&mut self, pages: PageCount, page: PageIndex, sample: Sample) -> bool {
+    /// Adds a sample, of an arena of `pages`: that of a block, or of the run at `run`. False if there is no room.
+    pub(super) fn add(&mut self, pages: PageCount, run: Option<PageIndex>, sample: Sample) -> bool {
         if !self.prepare(pages) || self.used == MOST {
             return false;
         }
@@ -116,14 +115,14 @@ impl Samples {
         self.used += 1;
         let number = self.used as u32;
         self.slots()[slot] = number;
-        if let Some((word, bit)) = mark_of(page) {
+        if let Some((word, bit)) = run.and_then(mark_of) {
             word.fetch_or(bit, Relaxed);
         }
         true
     }
 
-    /// Removes the sample of the run at `address`, which is that of `page`.
-    pub(super) fn remove(&mut self, page: PageIndex, address: usize) -> Option<Sample> {
+    /// Removes the sample at `address`: that of a block, or of the run at `run`.
+    pub(super) fn remove(&mut self, run: Option<PageIndex>, address: usize) -> Option<Sample> {
         if self.records.is_null() {
             return None;
         }
@@ -139,7 +138,7 @@ impl Samples {
             unsafe { self.records.add(number - 1).write(last) };
         }
         self.used -= 1;
-        if let Some((word, bit)) = mark_of(page) {
+        if let Some((word, bit)) = run.and_then(mark_of) {
             word.fetch_and(!bit, Relaxed);
         }
         Some(sample)
@@ -185,18 +184,20 @@ mod tests {
         for turn in 0..200_000 {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let page = PageIndex((random >> 33) as u32 % 3000);
-            let address = (page.get() + 7) << 16;
+            // Runs, and blocks in the middle of pages.
+            let run = page.get().is_multiple_of(2).then_some(page);
+            let address = (page.get() + 7) << if run.is_some() { 16 } else { 3 };
             match model.remove(&address) {
                 Some(size) => {
-                    assert!(is_marked(page));
-                    assert_eq!(samples.remove(page, address).map(|sample| sample.size), Some(size));
-                    assert!(samples.remove(page, address).is_none());
+                    assert_eq!(is_marked(page), run.is_some());
+                    assert_eq!(samples.remove(run, address).map(|sample| sample.size), Some(size));
+                    assert!(samples.remove(run, address).is_none());
                 }
                 None => {
                     assert!(!is_marked(page));
                     assert!(samples.add(
                         PageCount(3000),
-                        page,
+                        run,
                         Sample { address, size: turn, interval: 1, frames: [0; MOST_FRAMES] }
                     ));
                     model.insert(address, turn);
