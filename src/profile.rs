@@ -33,7 +33,7 @@ use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::options;
 use crate::page_table::Tag;
-use crate::size_class::{BuildGeometry, Geometry as _};
+use crate::size_class::{BuildGeometry, Geometry as _, built::CLASS_COUNT};
 use crate::sys;
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
@@ -81,8 +81,22 @@ pub(crate) fn start() {
         INTERVAL.store(interval, Relaxed);
         YIELDS.store(false, Relaxed);
     }
+    divide_pages();
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     unwind::start();
+}
+
+/// Divides a page for each class, which stays for the blocks that are sampled: side by side, and before there is
+/// anything else, so that none is in the way of a run that grows, or pins memory that others have left. What is not
+/// used of them has no memory.
+fn divide_pages() {
+    let Some(heap) = heap() else { return };
+    for class in (1..CLASS_COUNT).map(|class| ClassIndex(class as u8)) {
+        let block = heap.alloc_block(Tag::new(ShardIndex::SAMPLED, class));
+        if !block.is_null() {
+            heap.put_all(class, &mut [block.addr()]);
+        }
+    }
 }
 
 /// Counts the bytes that are allocated through a thread's cache.

@@ -325,3 +325,20 @@ fn what_is_sampled_in_a_component_is_the_components() {
         HEAP.check().unwrap();
     });
 }
+
+#[test]
+fn pages_for_sampled_blocks_are_there_before_they_are_needed() {
+    sampling("1", || {
+        let layout = Layout::new::<[u8; 3000]>();
+        let before = HEAP.summary().divided_pages.get();
+        // SAFETY: the block has a size, and is freed with its layout.
+        let after = unsafe {
+            let block = HEAP.alloc(layout);
+            let after = HEAP.summary().divided_pages.get();
+            HEAP.dealloc(block, layout);
+            after
+        };
+        // One page for the blocks of the thread's cache, and none for the sampled one.
+        assert!(after <= before + 1, "{before} pages before, {after} after");
+    });
+}
