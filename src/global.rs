@@ -124,7 +124,8 @@ impl PageAllocator {
     /// is not served. Unlimited unless set, but by the address space: twice the machine's memory.
     ///
     /// Pages in use are those that hold a live block, or one in a thread's cache. Free pages, which may still have
-    /// memory for a while, are not among them, nor is the page table.
+    /// memory for a while, are not among them, nor is the page table. With the feature `profile`, a page for each size class
+    /// is, of which samples take blocks.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
         self.options.limit = bytes;
         self
