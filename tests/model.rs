@@ -727,6 +727,31 @@ fn run_table<G: Geometry>(geometry: G, steps: Vec<TableStep>) {
     assert_eq!(model.runs.free_below_frontier().get(), model.pages.len());
 }
 
+#[test]
+fn blocks_are_put_up_to_the_first_that_is_free() {
+    let mut model = TableModel::new(BuildGeometry);
+    model.runs.grow(PageCount(1));
+    let tag = model.bins[0].0;
+    let (page, size) = (PageIndex(0), BuildGeometry.classes().block(tag.class()));
+    let bin = &mut model.bins[0].1;
+    model.table.claim_divided(&mut model.runs, bin, tag, page);
+    let mut blocks = [0; 10];
+    let mut divided = model.table.divided(bin, page);
+    assert_eq!(divided.take(&mut blocks), (10, 10));
+    blocks.reverse();
+    assert_eq!(divided.put(&blocks[5..6]), Ok(1));
+    // Upward to it, and downward.
+    assert_eq!(divided.put(&blocks[2..8]), Err((3, Misuse::AlreadyFree)));
+    assert_eq!(divided.put(&[blocks[7], blocks[6], blocks[5]]), Err((2, Misuse::AlreadyFree)));
+    assert_eq!(divided.live(), 4);
+    let mut free = Vec::new();
+    divided.for_each_free(|from, to| free.push((from / size, to / size)));
+    assert_eq!(free, [(2, 8), (10, BuildGeometry.capacity(tag.class()))]);
+    divided.settle();
+    // SAFETY: the table is this thread's alone.
+    unsafe { model.table.check(&model.runs) }.unwrap();
+}
+
 proptest! {
     #![proptest_config(config(6))]
 
