@@ -737,7 +737,7 @@ fn blocks_are_put_up_to_the_first_that_is_free() {
     model.table.claim_divided(&mut model.runs, bin, tag, page);
     let mut blocks = [0; 10];
     let mut divided = model.table.divided(bin, page);
-    assert_eq!(divided.take(&mut blocks), (10, 10));
+    assert_eq!(divided.take(&mut blocks, |_| ()), 10);
     blocks.reverse();
     assert_eq!(divided.put(&blocks[5..6]), Ok(1));
     // Upward to it, and downward.
