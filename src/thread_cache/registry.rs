@@ -15,14 +15,16 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use static_assertions::const_assert;
 
 /// The stacks of all caches together have slots for no more bytes of blocks than this, as long as there are no more caches
-/// than leave each [`LEAST_CACHE_BYTES`].
+/// than leave each [`USEFUL_CACHE_BYTES`]. For more of them it is [`MANY_CACHES_BYTES`], until each has the least.
 const ALL_CACHES_BYTES: usize = 16 << 20;
-const LEAST_CACHE_BYTES: usize = 1 << 20;
+const USEFUL_CACHE_BYTES: usize = 1 << 20;
+const MANY_CACHES_BYTES: usize = 64 << 20;
+const LEAST_CACHE_BYTES: usize = 256 << 10;
 /// Each shard keeps a page or more of every class that its threads use. Threads wait for each other while one holds a
 /// class of their shard, and of those that run at once few do.
 const SHARDS_PER_PROCESSOR: usize = 2;
 
-const_assert!(LEAST_CACHE_BYTES <= super::CACHE_BYTES);
+const_assert!(LEAST_CACHE_BYTES <= USEFUL_CACHE_BYTES && USEFUL_CACHE_BYTES <= super::CACHE_BYTES);
 
 /// All caches, for those who want to know what they hold.
 pub(super) struct Registry {
@@ -47,7 +49,9 @@ pub(super) static REGISTRY: Lock<Registry> =
 
 /// Bytes of blocks that a cache may have slots for, where there are so many.
 pub(super) fn share() -> usize {
-    (ALL_CACHES_BYTES / CACHES.load(Relaxed).max(1)).max(LEAST_CACHE_BYTES)
+    let caches = CACHES.load(Relaxed).max(1);
+    let of_many = (MANY_CACHES_BYTES / caches).clamp(LEAST_CACHE_BYTES, USEFUL_CACHE_BYTES);
+    of_many.max(ALL_CACHES_BYTES / caches)
 }
 
 impl Registry {
