@@ -12,7 +12,7 @@ use std::env;
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
 
-/// The most that a program may be larger for its components.
+/// The most that a program may be larger for its components. In a hardened heap each group of pages has guards, too.
 const MOST: f64 = if cfg!(feature = "hardened") { 1.3 } else { 1.15 };
 /// The sizes of the table in `docs/components.md`, but for the last, whose ratios are the least of all.
 const SIZES: [usize; 5] = [64, 128, 256, 512, 1024];

@@ -76,7 +76,7 @@ fn alone(name: &str, work: impl FnOnce()) -> Option<String> {
     let output = child
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, "1")
-        // A sample is a run, and no block.
+        // A sampled block lies in another page than its neighbours.
         .env("PMA_PROFILE_BYTES", "1000G")
         .output()
         .unwrap();
