@@ -125,7 +125,7 @@ impl PageAllocator {
     ///
     /// Pages in use are those that hold a live block, or one in a thread's cache. Free pages, which may still have
     /// memory for a while, are not among them, nor is the page table. With the feature `profile`, a page for each size class
-    /// is, of which samples take blocks.
+    /// is, of which samples take blocks, if those are no more than a sixteenth of the limit.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
         self.options.limit = bytes;
         self

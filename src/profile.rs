@@ -58,8 +58,8 @@ const LONG: u64 = 8;
 /// Nanoseconds that a sample is thought to take before there were any.
 const USUAL_COST: u32 = 2_000;
 /// What a sample takes is an average of about so many. One that takes much longer than that was interrupted.
-const AVERAGED: u32 = 8;
-const INTERRUPTED: u32 = 4;
+const AVERAGED: u64 = 8;
+const INTERRUPTED: u64 = 4;
 
 static INTERVAL: AtomicUsize = AtomicUsize::new(USUAL_INTERVAL);
 /// Whether intervals may double: nobody has asked for one.
@@ -88,9 +88,12 @@ pub(crate) fn start() {
 
 /// Divides a page for each class, which stays for the blocks that are sampled: side by side, and before there is
 /// anything else, so that none is in the way of a run that grows, or pins memory that others have left. What is not
-/// used of them has no memory.
+/// used of them has no memory. Where they would be more than a part of what the heap is limited to, they are divided
+/// when they are needed.
 fn divide_pages() {
-    let Some(heap) = heap() else { return };
+    /// They are no more than this part of a limit.
+    const OF_LIMIT: usize = 16;
+    let Some(heap) = heap().filter(|heap| heap.limit().get() / OF_LIMIT >= CLASS_COUNT) else { return };
     for class in (1..CLASS_COUNT).map(|class| ClassIndex(class as u8)) {
         let block = heap.alloc_block(Tag::new(ShardIndex::SAMPLED, class));
         if !block.is_null() {
@@ -197,10 +200,11 @@ impl Countdown {
 
     /// Takes note of what a sample took.
     fn took(&self, nanoseconds: u64) {
-        let cost = self.cost.get();
-        let took = nanoseconds.min((cost * INTERRUPTED).into()) as u32;
+        let cost = u64::from(self.cost.get());
+        let took = nanoseconds.min(cost * INTERRUPTED);
         // Rounded up, and so never zero.
-        self.cost.set((cost * (AVERAGED - 1) + took).div_ceil(AVERAGED));
+        let average = (cost * (AVERAGED - 1) + took).div_ceil(AVERAGED);
+        self.cost.set(average.min(u32::MAX.into()) as u32);
     }
 }
 
@@ -215,7 +219,7 @@ fn sampling<T>(work: impl FnOnce(usize) -> Option<T>) -> Option<T> {
     }
     let done = paused(|| work(interval));
     if let Some(began) = began {
-        countdown.took(sys::nanoseconds() - began);
+        countdown.took(sys::nanoseconds().saturating_sub(began));
     }
     done
 }
@@ -468,6 +472,8 @@ mod tests {
         assert!(countdown.cost.get() < 1_500, "{}", countdown.cost.get());
         (0..100).for_each(|_| countdown.took(0));
         assert!((1..10).contains(&countdown.cost.get()), "a cost of nothing would not spare anything");
+        (0..100).for_each(|_| countdown.took(u64::MAX));
+        assert_eq!(countdown.cost.get(), u32::MAX);
     }
 
     #[test]

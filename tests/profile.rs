@@ -247,6 +247,28 @@ fn sampled_blocks_are_forgotten_whoever_frees_them_and_however() {
 }
 
 #[test]
+fn a_small_limit_is_left_to_the_program() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_LIMIT", "8M");
+        },
+        || {
+            let mut blocks = Vec::new();
+            while blocks.len() < 2 * MIB / 1000 && blocks.try_reserve(1).is_ok() {
+                let mut block = Vec::new();
+                if block.try_reserve_exact(1000).is_err() {
+                    break;
+                }
+                block.push(1u8);
+                blocks.push(block);
+            }
+            assert_eq!(blocks.len(), 2 * MIB / 1000);
+        },
+    );
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
 fn a_sampled_block_that_is_freed_twice_ends_the_process() {
     let output = in_child(
         |command| {

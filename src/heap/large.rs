@@ -47,6 +47,12 @@ impl<G: Geometry> Heap<G> {
         used + self.guarded_pages() + more.get() <= self.limit.get()
     }
 
+    /// The most pages that may be in use.
+    #[cfg(feature = "profile")]
+    pub(crate) fn limit(&self) -> PageCount {
+        self.limit
+    }
+
     /// Whether the heap's limit allows for so many bytes outside the arena.
     #[cfg(feature = "os")]
     pub(crate) fn has_room_for(&self, bytes: usize) -> bool {
