@@ -200,10 +200,10 @@ impl<G: Geometry> Heap<G> {
         arena: Arena,
         tables: Mapping,
     ) -> Heap<G> {
+        let base = arena.start().addr().get();
         // SAFETY: the tables are zeroed, long enough, aligned, and live as long as the heap. Each class and shard has
         // one bin: the one in `bins`.
-        let (table, runs) =
-            unsafe { PageTable::new(geometry, arena.start().addr().get(), pages, tables.start) };
+        let (table, runs) = unsafe { PageTable::new(geometry, base, pages, tables.start) };
         // SAFETY: the bins follow the table. Zeros are open locks of bins without pages.
         let bins = unsafe { tables.start.add(bytes_of_table(geometry, pages)).cast() };
         Heap {

@@ -121,9 +121,9 @@ impl<G: Geometry> PageTable<G> {
         let capacity = self.capacity_of(tag);
         let watermark = header.watermark as usize;
         let bitmap = self.bitmap_of(page, capacity, watermark);
+        let other = self.other_bitmap_of(page, capacity, watermark);
         // SAFETY: `check` has exclusive use of all bitmaps.
-        let (words, others) =
-            unsafe { (bitmap.as_ref(), self.other_bitmap_of(page, capacity, watermark).as_ref()) };
+        let (words, others) = unsafe { (bitmap.as_ref(), other.as_ref()) };
         if others.iter().any(|&word| word != 0) {
             return fail("a bitmap that is not in use has bits");
         }

@@ -235,9 +235,11 @@ pub(super) fn capture(frames: &mut Frames) -> bool {
         if caller <= stack {
             return false;
         }
-        // SAFETY: the unwind tables of a function that is being run say that these words are in its frame.
-        let word =
-            |number: usize| unsafe { ptr::with_exposed_provenance::<usize>(caller - number * 8).read() };
+        let word = |number: usize| {
+            let address = ptr::with_exposed_provenance::<usize>(caller - number * 8);
+            // SAFETY: the unwind tables of a function that is being run say that these words are in its frame.
+            unsafe { address.read() }
+        };
         if saved != 0 {
             frame = word(saved.into());
         }
