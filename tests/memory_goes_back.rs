@@ -10,6 +10,8 @@ use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
 use random::Random;
 use std::alloc::{GlobalAlloc, Layout};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use std::{fs, hint, ptr, thread};
 
@@ -298,31 +300,28 @@ fn a_cache_gives_up_the_blocks_for_others_that_it_did_not_add_to_for_a_while() {
         || {
             // Blocks of this thread's shard, of many sizes.
             let blocks: Vec<Vec<u8>> = (0..20_000).map(|number| vec![1; 16 + number % 500]).collect();
-            let (ask, asked) = std::sync::mpsc::channel();
-            let (answer, answered) = std::sync::mpsc::channel();
+            let purged = Arc::new(AtomicBool::new(false));
+            let asked = Arc::clone(&purged);
             let other = thread::spawn(move || {
                 // It joins a shard of its own, as it begins by allocating.
                 hint::black_box(vec![1u8; 100]);
-                asked.recv().unwrap();
-                // What is in the caches of others, who wait.
+                while !asked.load(SeqCst) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                // What is in the cache of the first thread, which from here on allocates nothing.
                 let before = HEAP.summary().cached_bytes;
                 drop(blocks);
                 let cached = HEAP.summary().cached_bytes.saturating_sub(before);
-                answer.send(cached).unwrap();
+                // At most 8 KiB of each of 31 sizes; half of that on average, as they go home all at once.
+                assert!((MIB / 32..MIB / 4).contains(&cached), "{cached}");
                 let shrinks = becomes_true(|| {
                     hint::black_box(vec![0u8; 100_000]);
                     HEAP.summary().cached_bytes < before + cached / 4
                 });
-                answer.send(if shrinks { 0 } else { HEAP.summary().cached_bytes - before }).unwrap();
-                asked.recv().unwrap();
+                assert!(shrinks, "{} of {cached} are left", HEAP.summary().cached_bytes - before);
             });
             HEAP.purge();
-            ask.send(()).unwrap();
-            let cached = answered.recv().unwrap();
-            // At most 8 KiB of each of 31 sizes; half of that on average, as they go home all at once.
-            assert!((MIB / 32..MIB / 4).contains(&cached), "{cached}");
-            assert_eq!(answered.recv().unwrap(), 0, "so many bytes are still cached");
-            ask.send(()).unwrap();
+            purged.store(true, SeqCst);
             other.join().unwrap();
         },
     );
