@@ -275,7 +275,72 @@ END
         gs -q -dSAFER -dBATCH -dNOPAUSE -sDEVICE=pgmraw -r60 -dNumRenderingThreads=4 -sOutputFile=- pages.pdf | cksum
 }
 
-for program in python3 git gcc g++ sqlite3 perl gs; do
+# Its modules prefer the symbols of the libraries that they need to those of the program.
+try_php() {
+    php <<'END'
+<?php
+mt_srand(7);
+$words = [];
+for ($i = 0; $i < 200000; $i++) $words["w" . mt_rand(0, 30000)][] = str_repeat(chr(97 + $i % 26), $i % 90);
+ksort($words);
+echo md5(serialize($words)), " ", md5(json_encode(json_decode(json_encode($words), true))), "\n";
+$text = implode(" ", array_map(fn($parts) => implode("", $parts), array_slice($words, 0, 3000)));
+echo strlen($text), " ", preg_match_all("/([a-f]+)z/", $text), " ", md5(preg_replace("/a+b/", "-", $text)), "\n";
+echo strlen(gzuncompress(gzcompress($text))), " ", hash("sha256", $text), "\n";
+usort($words, fn($a, $b) => count($a) <=> count($b) ?: strcmp($a[0], $b[0]));
+echo md5(serialize(array_slice($words, 0, 500))), "\n";
+END
+}
+
+try_ruby() {
+    ruby <<'END'
+words = Hash.new { |hash, key| hash[key] = [] }
+x = 7
+200_000.times { |i| x = (x * 1103515245 + 12345) % 2147483648; words["w#{x % 30_000}"] << (97 + i % 26).chr * (i % 90) }
+puts words.sum { |word, parts| word.size * parts.join.size }, words.keys.sort.first(5).inspect
+text = words.values.flatten.join(" ")
+puts text.scan(/[a-f]+ z/).size, text.gsub(/a+ b/, "-").size, text.sum
+threads = 4.times.map { |t| Thread.new { (0..30_000).map { |i| "#{t}-#{i}".reverse }.uniq.size } }
+puts threads.map(&:value).inspect
+10.times do |child|
+  read, write = IO.pipe
+  id = fork { read.close; write.puts "child #{child}: #{words.values.map(&:size).sum}"; exit! 0 }
+  write.close
+  puts read.read
+  Process.wait id
+end
+GC.start
+puts `echo from a shell`
+END
+}
+
+try_node() {
+    cat > work.js <<'END'
+const { Worker, isMainThread, workerData, parentPort } = require("worker_threads");
+const { createHash } = require("crypto");
+const { gzipSync, gunzipSync } = require("zlib");
+function work(seed) {
+    const hash = createHash("sha256");
+    for (let round = 0; round < 30; round++) {
+        const bytes = Buffer.alloc(100000 + round * 1000, seed);
+        for (let i = 0; i < bytes.length; i += 7) bytes[i] = (i * round) & 255;
+        hash.update(gunzipSync(gzipSync(bytes)));
+    }
+    return hash.digest("hex");
+}
+if (isMainThread) {
+    const sums = [work(0)];
+    for (let seed = 1; seed < 5; seed++)
+        new Worker(__filename, { workerData: seed }).on("message", sum => {
+            sums.push(sum);
+            if (sums.length === 5) console.log(sums.sort());
+        });
+} else parentPort.postMessage(work(workerData));
+END
+    node work.js
+}
+
+for program in python3 git gcc g++ sqlite3 perl gs php ruby node; do
     compare $program
 done
 exit $failed

@@ -9,7 +9,8 @@
 //! frame: what is not done by then is a jump to a cold function, which is where `errno` comes in.
 //!
 //! C++'s operators `new` and `delete` are exported on x86-64, where a library can hand a call on without a frame of its
-//! own: see `operators.rs`. Elsewhere, those of the C++ library call `malloc` and `free`.
+//! own: see `operators.rs`. Elsewhere, those of the C++ library call `malloc` and `free`. For the same reason `dlopen.rs`, by
+//! which all libraries of a program share one allocator, is for x86-64.
 //!
 //! No function here calls another one by its exported name: that would lead to whichever library comes first, and
 //! the compiler believes to know what `malloc` does.
@@ -18,6 +19,8 @@
 // and `cargo build` use, and for that std is needed.
 #![cfg_attr(panic = "abort", no_std)]
 
+#[cfg(target_arch = "x86_64")]
+mod dlopen;
 mod errno;
 mod libc_names;
 #[cfg(target_arch = "x86_64")]

@@ -15,6 +15,7 @@ use core::ffi::{CStr, c_void};
 use pattern::{fill, verify};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -244,6 +245,35 @@ fn fork_handlers_of_libraries_that_are_up_earlier_allocate() {
         );
         assert_ended_well(&output);
     }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_library_that_prefers_its_own_symbols_shares_the_allocator_all_the_same() {
+    let module = made("module.so");
+    if !compile("cc", "module.c", &["-shared", "-fPIC"], &module) {
+        return;
+    }
+    on_library(|| {
+        let path = CString::new(made("module.so").into_os_string().into_encoded_bytes()).unwrap();
+        // SAFETY: the library has no constructors, and these functions of these types; each block is freed once.
+        unsafe {
+            let module = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_DEEPBIND);
+            assert!(!module.is_null());
+            let function = |name: &CStr| {
+                let function = libc::dlsym(module, name.as_ptr());
+                assert!(!function.is_null());
+                function
+            };
+            let give: extern "C" fn(usize) -> *mut c_void = mem::transmute(function(c"give"));
+            let take: extern "C" fn(*mut c_void) = mem::transmute(function(c"take"));
+            for size in (0..100_000).step_by(1111) {
+                libc::free(give(size));
+                take(libc::malloc(size));
+                take(libc::strdup(c"duplicated by the C library".as_ptr()).cast());
+            }
+        }
+    });
 }
 
 /// Runs a C++ program with the library, if there is a compiler.
