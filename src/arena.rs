@@ -114,11 +114,17 @@ impl Arena {
         self.huge_from() != usize::MAX
     }
 
-    /// The part of a range, given by its offset, that the system backs with huge pages although it should not, or the
-    /// other way round.
-    pub(crate) fn backed_otherwise(&self, offset: usize, bytes: usize, huge: bool) -> Option<Range<usize>> {
-        let end = offset + bytes;
-        let part = if huge { offset..end.min(self.huge_from()) } else { offset.max(self.huge_from())..end };
+    /// The part of a range, given by offsets, that the system backs with huge pages although it should not, or the
+    /// other way round. None of a `sparse` range is backed so otherwise.
+    pub(crate) fn backed_otherwise(
+        &self,
+        range: Range<usize>,
+        sparse: bool,
+        huge: bool,
+    ) -> Option<Range<usize>> {
+        let huge_from = if sparse { range.end } else { self.huge_from() };
+        let part =
+            if huge { range.start..range.end.min(huge_from) } else { range.start.max(huge_from)..range.end };
         (self.has_huge_pages() && !part.is_empty()).then_some(part)
     }
 
@@ -129,8 +135,8 @@ impl Arena {
     }
 
     /// Undoes [`advise_huge`](Self::advise_huge), and says as much of a range that was mapped anew.
-    pub(crate) fn advise_as_usual(&self, range: Range<usize>) {
-        let huge_from = self.huge_from().clamp(range.start, range.end);
+    pub(crate) fn advise_as_usual(&self, range: Range<usize>, sparse: bool) {
+        let huge_from = if sparse { range.end } else { self.huge_from().clamp(range.start, range.end) };
         for (part, huge) in [(range.start..huge_from, false), (huge_from..range.end, true)] {
             if !part.is_empty() {
                 self.advise_huge(part, huge);
@@ -147,18 +153,7 @@ impl Arena {
         }
     }
 
-    /// Has the system use no huge page for the range of one in which an offset lies, as far as it is committed.
-    #[cfg(feature = "os")]
-    pub(crate) fn forgo_huge_page(&self, offset: usize, committed: usize) {
-        let start = offset - offset % HUGE_PAGE;
-        let range = start.max(self.huge_from())..(start + HUGE_PAGE).min(committed);
-        if !range.is_empty() {
-            self.advise_huge(range, false);
-        }
-    }
-
-    /// Whether the system may back what lies at an offset with a huge page.
-    #[cfg(feature = "os")]
+    /// Whether the system may back what lies at an offset with a huge page, if it is not sparse.
     pub(crate) fn may_be_huge(&self, offset: usize) -> bool {
         offset >= self.huge_from()
     }
@@ -181,5 +176,22 @@ impl Drop for Arena {
             // SAFETY: the arena owns the range; its users have given it up with the arena.
             unsafe { sys::unmap(self.start, self.bytes) };
         }
+    }
+}
+
+#[cfg(all(test, feature = "os"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_advised_is_what_is_backed_otherwise() {
+        let start = FIRST_HUGE - 100..FIRST_HUGE + 300;
+        let arena = Arena::reserve(64 << 20, HUGE_PAGE, true).unwrap();
+        let part = |sparse, huge| arena.backed_otherwise(start.clone(), sparse, huge);
+        assert_eq!(part(false, true), Some(FIRST_HUGE - 100..FIRST_HUGE));
+        assert_eq!(part(false, false), Some(FIRST_HUGE..FIRST_HUGE + 300));
+        assert_eq!((part(true, true), part(true, false)), (Some(start.clone()), None));
+        let without = Arena::reserve(64 << 20, HUGE_PAGE, false).unwrap();
+        assert_eq!(without.backed_otherwise(start.clone(), true, true), None);
     }
 }

@@ -101,6 +101,9 @@ impl PageAllocator {
     /// Whether the system may back large runs, and heaps of more than 16 MiB (32 with more than one shard in use), with huge pages, if it has any
     /// (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise` or `always`). True unless set.
     ///
+    /// Blocks of more than an OS page are left out, unless the program is seen to touch them as a whole, and so are those of
+    /// components: what is not touched of a huge page would be resident.
+    ///
     /// Runs of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
     /// asks for so many zeros may mean to use only a few of them.
     ///

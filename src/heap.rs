@@ -5,6 +5,7 @@
 
 mod accounts;
 mod blocks;
+mod find;
 mod given;
 #[cfg(feature = "hardened")]
 mod guards;

@@ -25,6 +25,7 @@
 //! | page | ours: 64 KiB in the process heap, 512 bytes to 1 MiB in others |
 //! | arena | one reserved range of addresses, in pages |
 //! | run | pages that lie side by side |
+//! | sparse, dense | of pages: used without huge pages of the system, or as all others are |
 //! | block | one slot of a Divided page |
 //! | size class | a block size |
 //! | page table | for every page a header, a tag and a bitmap; over all pages an index of the free runs |
@@ -41,6 +42,7 @@
 //! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans.rs          a walk for readers
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
+//! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)
 //! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! guarded.rs        a few blocks that trap when they are misused
@@ -64,7 +66,8 @@
 //!    become addresses, a word of the bitmap at a time; from the fuller pages first, and within a page
 //!    lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
-//!    lowest free page becomes Divided; else the arena commits more memory.
+//!    lowest free page becomes Divided; else the arena commits more memory. In a heap that is large enough for huge pages,
+//!    blocks of which the program touches only the beginning have the lowest sparse page (`heap/find.rs`).
 //!
 //! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It
 //! grows into the free pages behind it; if it has to move, its memory is remapped.

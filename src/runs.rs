@@ -6,8 +6,9 @@
 //! the page allocator of the Go runtime (`runtime/mpagealloc.go`).
 //!
 //! A second bitmap remembers which pages may hold something other than zeros, a third which of the free ones among
-//! them have been free for a while: these are the ones to give back to the system. The three are interleaved by words, so
-//! that a small heap has them all in one OS page.
+//! them have been free for a while: these are the ones to give back to the system. A fourth tells *sparse* pages from
+//! *dense* ones, which are found apart, each kind by a tree of its own. The four are interleaved by words, so that a small
+//! heap has them all in one OS page.
 //!
 //! All storage is handed in zeroed, and zero means *not available*: a table for terabytes costs memory only for
 //! the part of the arena that has been in use.
@@ -29,73 +30,15 @@
 //! assert_eq!(runs.find(PageCount(4)), Some(PageIndex(10)));
 //! ```
 
-use crate::units::{PageCount, PageIndex};
+mod tree;
 
-/// Children of a summary node.
-const FANOUT: usize = 8;
+pub use tree::Summary;
+
+use crate::units::{PageCount, PageIndex};
+use tree::Tree;
+
 /// Pages in a bitmap word.
 const WORD: usize = u64::BITS as usize;
-/// Levels that serve the most pages a `u32` can count.
-const MAX_LEVELS: usize = 10;
-
-/// Free pages of a range: at its start, in its longest run, and at its end.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Summary {
-    prefix: u32,
-    longest: u32,
-    suffix: u32,
-}
-
-impl Summary {
-    /// `len` pages, all free.
-    fn all(len: usize) -> Summary {
-        Summary { prefix: len as u32, longest: len as u32, suffix: len as u32 }
-    }
-
-    fn of_word(word: u64) -> Summary {
-        match word {
-            0 => Summary::default(),
-            u64::MAX => Summary::all(WORD),
-            _ => Summary {
-                prefix: word.trailing_ones(),
-                longest: longest_ones(word),
-                suffix: word.leading_ones(),
-            },
-        }
-    }
-
-    /// The summary of neighbouring ranges of `len` pages each.
-    fn of_children(children: &[Summary], len: usize) -> Summary {
-        let mut whole = Summary { prefix: children[0].prefix, ..Summary::default() };
-        for (at, child) in children.iter().enumerate() {
-            if whole.prefix as usize == at * len {
-                whole.prefix = (at * len) as u32 + child.prefix;
-            }
-            whole.longest = whole.longest.max(child.longest).max(whole.suffix + child.prefix);
-            whole.suffix =
-                if child.suffix as usize == len { whole.suffix + child.suffix } else { child.suffix };
-        }
-        whole
-    }
-}
-
-/// Length of the longest run of ones in `word`, which has a zero.
-fn longest_ones(word: u64) -> u32 {
-    // `starts[k]`: positions at which `1 << k` ones begin.
-    let mut starts = [word; 6];
-    for k in 0..5 {
-        starts[k + 1] = starts[k] & (starts[k] >> (1 << k));
-    }
-    // Lengthen greedily, by ever smaller powers of two.
-    let (mut at, mut len) = (!0u64, 0);
-    for k in (0..6).rev() {
-        let longer = at & (starts[k] >> len);
-        if longer != 0 {
-            (at, len) = (longer, len + (1 << k));
-        }
-    }
-    len
-}
 
 /// What is known of 64 pages, a bit for each.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -106,9 +49,19 @@ pub struct Word {
     dirty: u64,
     /// Free and dirty when [`age`](Runs::age) was last called, and not claimed since.
     idle: u64,
+    /// [Sparse](Runs::make_sparse), free or not.
+    sparse: u64,
 }
 
 impl Word {
+    fn free_and_dense(self) -> u64 {
+        self.free & !self.sparse
+    }
+
+    fn free_and_sparse(self) -> u64 {
+        self.free & self.sparse
+    }
+
     fn free_and_dirty(self) -> u64 {
         self.free & self.dirty
     }
@@ -118,49 +71,34 @@ impl Word {
 #[derive(Debug)]
 pub struct Runs<'s> {
     words: &'s mut [Word],
-    summaries: &'s mut [Summary],
-    /// Where each level begins in `summaries`; level 0 has a summary a word, the last level one in all.
-    levels: [usize; MAX_LEVELS],
-    /// Levels kept up to date: as many as it takes for the highest to have no more than a node's children. A small
-    /// heap in a large arena has a low tree.
-    height: usize,
+    /// Over the free pages that are dense: not sparse.
+    dense: Tree<'s>,
+    /// Over those that are. As long as no page is, it is left alone, all zeros.
+    sparse: Tree<'s>,
+    sparse_pages: PageCount,
     /// Pages below are in use or free; pages from there on have never been added.
     frontier: PageIndex,
     free_pages: PageCount,
     capacity: PageCount,
 }
 
-/// Nodes of each level for `capacity` pages, from level 0 up to the single root.
-fn level_sizes(capacity: PageCount) -> impl Iterator<Item = usize> {
-    let mut next = Some(capacity.get().div_ceil(WORD).max(1));
-    core::iter::from_fn(move || {
-        let nodes = next?;
-        next = (nodes > 1).then(|| nodes.div_ceil(FANOUT));
-        Some(nodes)
-    })
-}
-
 impl<'s> Runs<'s> {
     /// Words and summaries that are needed for `capacity` pages.
     pub fn storage(capacity: PageCount) -> (usize, usize) {
-        (capacity.get().div_ceil(WORD).max(1), level_sizes(capacity).sum())
+        (capacity.get().div_ceil(WORD).max(1), 2 * Tree::storage(capacity))
     }
 
     /// An index of up to `capacity` pages, none of them added yet.
     ///
     /// The slices are zeroed and as long as [`storage`](Self::storage) says.
     pub fn new(capacity: PageCount, words: &'s mut [Word], summaries: &'s mut [Summary]) -> Runs<'s> {
-        let (mut levels, mut start) = ([0; MAX_LEVELS], 0);
-        for (level, nodes) in levels.iter_mut().zip(level_sizes(capacity)) {
-            *level = start;
-            start += nodes;
-        }
         debug_assert_eq!((words.len(), summaries.len()), Self::storage(capacity));
+        let (dense, sparse) = summaries.split_at_mut(Tree::storage(capacity));
         Runs {
             words,
-            summaries,
-            levels,
-            height: 1,
+            dense: Tree::new(capacity, dense),
+            sparse: Tree::new(capacity, sparse),
+            sparse_pages: PageCount(0),
             frontier: PageIndex(0),
             free_pages: PageCount(0),
             capacity,
@@ -187,12 +125,10 @@ impl<'s> Runs<'s> {
         debug_assert!(count <= self.unadded());
         let start = self.frontier;
         self.frontier = start.plus(count);
-        while self.in_use(self.height - 1) > FANOUT {
-            self.height += 1;
-            let level = self.height - 1;
-            for node in 0..self.in_use(level) {
-                self.summaries[self.levels[level] + node] = self.summarize(level, node);
-            }
+        let words = self.words_in_use();
+        self.dense.grow(words);
+        if self.sparse_pages.0 > 0 {
+            self.sparse.grow(words);
         }
         self.set(start, count, true);
     }
@@ -204,47 +140,72 @@ impl<'s> Runs<'s> {
         }
     }
 
-    /// The lowest run of `count` free pages, not yet claimed.
+    /// The lowest run of `count` free pages that are not sparse, not yet claimed.
     pub fn find(&self, count: PageCount) -> Option<PageIndex> {
-        let wanted = count.0;
-        let mut level = self.height - 1;
-        let mut first = 0;
-        loop {
-            let len = WORD << (3 * level);
-            // Free pages at the end of the nodes passed so far.
-            let mut before = 0;
-            let mut node = first;
-            for summary in self.siblings(level, first) {
-                if before + summary.prefix >= wanted {
-                    return Some(PageIndex((node * len) as u32 - before));
-                }
-                if summary.longest >= wanted {
-                    break;
-                }
-                before =
-                    if summary.suffix as usize == len { before + summary.suffix } else { summary.suffix };
-                node += 1;
-            }
-            if node == first + self.siblings(level, first).len() {
-                return None;
-            }
-            if level == 0 {
-                let bit = lowest_ones(self.words[node].free, wanted)?;
-                return Some(PageIndex((node * WORD) as u32 + bit));
-            }
-            level -= 1;
-            first = node * FANOUT;
-        }
+        self.dense.find(count.0, |word| self.words[word].free_and_dense())
     }
 
-    /// Free pages above the frontier's last used page: the run that ends at the frontier.
+    /// The lowest run of `count` free pages that are [sparse](Self::make_sparse), not yet claimed.
+    pub fn find_sparse(&self, count: PageCount) -> Option<PageIndex> {
+        if self.sparse_pages.0 == 0 {
+            return None;
+        }
+        self.sparse.find(count.0, |word| self.words[word].free_and_sparse())
+    }
+
+    /// Sets dense pages below the frontier apart, free or not, for those who touch little of each: they are found by
+    /// [`find_sparse`](Self::find_sparse) from now on, and by [`find`](Self::find) no more.
+    pub fn make_sparse(&mut self, start: PageIndex, count: PageCount) {
+        self.sparse_pages.0 += count.0;
+        self.sparse.grow(self.words_in_use());
+        for (word, mask) in words_of(start, count) {
+            debug_assert_eq!(self.words[word].sparse & mask, 0, "pages made sparse twice");
+            self.words[word].sparse |= mask;
+        }
+        self.update(start, count);
+    }
+
+    /// Makes all pages dense again.
+    pub fn make_dense(&mut self) {
+        if self.sparse_pages.0 == 0 {
+            return;
+        }
+        let all = PageCount(self.frontier.0);
+        self.words[..all.get().div_ceil(WORD)].iter_mut().for_each(|word| word.sparse = 0);
+        self.update(PageIndex(0), all);
+        self.sparse_pages = PageCount(0);
+    }
+
+    /// Pages that are sparse, free or not.
+    pub fn sparse_pages(&self) -> PageCount {
+        self.sparse_pages
+    }
+
+    /// Whether `page` is sparse, and how many pages from there on, counted up to `most`, are as it is.
+    pub fn alike_from(&self, page: PageIndex, most: PageCount) -> (bool, PageCount) {
+        let sparse = self.words[page.get() / WORD].sparse >> (page.get() % WORD) & 1 == 1;
+        let mut alike = 0;
+        for (word, mask) in words_of(page, most) {
+            let marks = self.words[word].sparse;
+            let others = mask & if sparse { !marks } else { marks };
+            if others != 0 {
+                alike += others.trailing_zeros() - mask.trailing_zeros();
+                break;
+            }
+            alike += mask.count_ones();
+        }
+        (sparse, PageCount(alike))
+    }
+
+    /// Free pages above the frontier's last page that is used, or sparse: the run that ends at the frontier.
     pub fn free_below_frontier(&self) -> PageCount {
         let mut pages = 0;
         let mut end = self.frontier.get();
         while end > 0 {
             let word = (end - 1) / WORD;
             let within = end - word * WORD;
-            let ones = (self.words[word].free << (WORD - within)).leading_ones().min(within as u32);
+            let ones =
+                (self.words[word].free_and_dense() << (WORD - within)).leading_ones().min(within as u32);
             pages += ones;
             end -= ones as usize;
             if end != word * WORD {
@@ -354,50 +315,33 @@ impl<'s> Runs<'s> {
     /// Verifies every summary against the bitmap, and the counts; returns what is wrong.
     pub fn check(&self) -> Result<(), &'static str> {
         let mut free = 0;
-        for (at, word) in self.words.iter().enumerate() {
+        let mut sparse = 0;
+        for word in self.words.iter() {
             free += word.free.count_ones();
-            if self.summaries[at] != Summary::of_word(word.free) {
-                return Err("a word's summary differs from the word");
-            }
+            sparse += word.sparse.count_ones();
+        }
+        self.dense.check(|word| self.words[word].free_and_dense())?;
+        self.sparse.check(|word| self.words[word].free_and_sparse())?;
+        if sparse != self.sparse_pages.0 {
+            return Err("the count of sparse pages differs from the bitmap");
         }
         if free != self.free_pages.0 {
             return Err("the count of free pages differs from the bitmap");
         }
-        if words_of(self.frontier, self.unadded())
-            .any(|(word, mask)| (self.words[word].free | self.words[word].dirty) & mask != 0)
-        {
+        if words_of(self.frontier, self.unadded()).any(|(word, mask)| {
+            let word = self.words[word];
+            (word.free | word.dirty | word.sparse) & mask != 0
+        }) {
             return Err("a page above the frontier is marked");
         }
         if self.words.iter().any(|word| word.idle & !word.free_and_dirty() != 0) {
             return Err("an idle page is in use, or clean");
         }
-        if self.in_use(self.height - 1) > FANOUT {
-            return Err("the tree is too low for its pages");
-        }
-        for level in 1..self.height {
-            for node in 0..self.in_use(level) {
-                if self.siblings(level, node)[0] != self.summarize(level, node) {
-                    return Err("a node's summary differs from its children");
-                }
-            }
-        }
         Ok(())
     }
 
-    /// Nodes of `level` that pages below the frontier lie in; one at the least.
-    fn in_use(&self, level: usize) -> usize {
-        self.frontier.get().div_ceil(WORD << (3 * level)).max(1)
-    }
-
-    /// Nodes of `level` from `first` on, at most a node's worth of children.
-    #[inline]
-    fn siblings(&self, level: usize, first: usize) -> &[Summary] {
-        let count = (self.in_use(level) - first).min(FANOUT);
-        &self.summaries[self.levels[level] + first..][..count]
-    }
-
-    fn summarize(&self, level: usize, node: usize) -> Summary {
-        Summary::of_children(self.siblings(level - 1, node * FANOUT), WORD << (3 * (level - 1)))
+    fn words_in_use(&self) -> usize {
+        self.frontier.get().div_ceil(WORD)
     }
 
     /// Marks pages free or not, and brings the summaries above them up to date.
@@ -406,26 +350,21 @@ impl<'s> Runs<'s> {
             let old = self.words[word].free;
             debug_assert_eq!(old & mask, if free { 0 } else { mask }, "pages claimed or released twice");
             self.words[word].free = if free { old | mask } else { old & !mask };
-            self.summaries[word] = Summary::of_word(self.words[word].free);
         }
         if free {
             self.free_pages.0 += count.0;
         } else {
             self.free_pages.0 -= count.0;
         }
-        let (mut first, mut last) = (start.get() / WORD, (start.get() + count.get() - 1) / WORD);
-        for level in 1..self.height {
-            (first, last) = (first / FANOUT, last / FANOUT);
-            let mut changed = false;
-            for node in first..=last {
-                let summary = self.summarize(level, node);
-                let held = &mut self.summaries[self.levels[level] + node];
-                changed |= *held != summary;
-                *held = summary;
-            }
-            if !changed {
-                break;
-            }
+        self.update(start, count);
+    }
+
+    /// Brings the trees up to date after pages have changed.
+    fn update(&mut self, start: PageIndex, count: PageCount) {
+        let (first, last) = (start.get() / WORD, (start.get() + count.get() - 1) / WORD);
+        self.dense.update(first, last, |word| self.words[word].free_and_dense());
+        if self.sparse_pages.0 > 0 {
+            self.sparse.update(first, last, |word| self.words[word].free_and_sparse());
         }
     }
 }
@@ -444,17 +383,6 @@ fn words_of(start: PageIndex, count: PageCount) -> impl Iterator<Item = (usize, 
     })
 }
 
-/// The lowest position at which `count` ones begin in `word`.
-fn lowest_ones(word: u64, count: u32) -> Option<u32> {
-    let (mut starts, mut len) = (word, 1);
-    while len < count {
-        let step = len.min(count - len);
-        starts &= starts >> step;
-        len += step;
-    }
-    (starts != 0).then(|| starts.trailing_zeros())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -464,28 +392,6 @@ mod tests {
         let capacity = PageCount(capacity);
         let (words, nodes) = Runs::storage(capacity);
         Runs::new(capacity, vec![Word::default(); words].leak(), vec![Summary::default(); nodes].leak())
-    }
-
-    fn longest_ones_slowly(word: u64) -> u32 {
-        (0..64).map(|at| (word >> at).trailing_ones()).max().unwrap()
-    }
-
-    #[test]
-    fn a_words_summary_matches_a_plain_count() {
-        let mut word = 0x9E37_79B9_7F4A_7C15u64;
-        for round in 0..100_000u32 {
-            word ^= word << 13;
-            word ^= word >> 7;
-            word ^= word << 17;
-            let dense = word | word.rotate_left(round % 64) | word.rotate_left(round % 7);
-            assert_eq!(Summary::of_word(dense).longest, longest_ones_slowly(dense));
-            for count in 1..=64 {
-                let slow = (0..=64 - count).find(|&at| (dense >> at).trailing_ones() >= count);
-                assert_eq!(lowest_ones(dense, count), slow);
-            }
-        }
-        assert_eq!(Summary::of_word(u64::MAX), Summary::all(64));
-        assert_eq!(Summary::of_word(0), Summary::all(0));
     }
 
     /// Before, action, after: a picture a page, `.` free and `#` in use.
@@ -532,6 +438,41 @@ mod tests {
             runs.claim(PageIndex(start), PageCount(10));
             runs.check().unwrap();
         }
+    }
+
+    #[test]
+    fn sparse_pages_are_found_apart() {
+        let mut runs = runs(10_000);
+        runs.grow(PageCount(300));
+        assert_eq!((runs.find_sparse(PageCount(1)), runs.sparse_pages()), (None, PageCount(0)));
+        runs.claim(PageIndex(0), PageCount(50));
+        runs.make_sparse(PageIndex(32), PageCount(64));
+        runs.make_sparse(PageIndex(260), PageCount(40));
+        runs.check().unwrap();
+        let found = |runs: &Runs, count| [runs.find(PageCount(count)), runs.find_sparse(PageCount(count))];
+        assert_eq!(found(&runs, 40), [Some(PageIndex(96)), Some(PageIndex(50))]);
+        assert_eq!(found(&runs, 47), [Some(PageIndex(96)), None]);
+        assert_eq!(found(&runs, 165), [None, None]);
+        assert_eq!(runs.free_below_frontier(), PageCount(0));
+        // What is claimed and released stays what it was, on both sides of where the kinds meet.
+        runs.claim(PageIndex(80), PageCount(40));
+        assert_eq!(found(&runs, 40), [Some(PageIndex(120)), Some(PageIndex(260))]);
+        runs.release(PageIndex(20), PageCount(20));
+        assert_eq!(found(&runs, 8), [Some(PageIndex(20)), Some(PageIndex(32))]);
+        let alike = |runs: &Runs, page, most| runs.alike_from(PageIndex(page), PageCount(most));
+        assert_eq!(alike(&runs, 0, 300), (false, PageCount(32)));
+        assert_eq!(alike(&runs, 32, 300), (true, PageCount(64)));
+        assert_eq!(alike(&runs, 96, 300), (false, PageCount(164)));
+        assert_eq!(alike(&runs, 96, 100), (false, PageCount(100)));
+        // Neither tree takes pages beyond its end for free, whatever is added.
+        runs.grow(PageCount(9_000));
+        runs.check().unwrap();
+        assert_eq!(found(&runs, 40), [Some(PageIndex(120)), Some(PageIndex(260))]);
+        assert_eq!(found(&runs, 9_000), [Some(PageIndex(300)), None]);
+        runs.make_dense();
+        runs.check().unwrap();
+        assert_eq!(found(&runs, 9_001), [Some(PageIndex(120)), None]);
+        assert_eq!((runs.sparse_pages(), alike(&runs, 0, 300)), (PageCount(0), (false, PageCount(300))));
     }
 
     #[test]

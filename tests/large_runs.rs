@@ -1,4 +1,4 @@
-//! Large runs: grown and moved without copying, and backed by huge pages where they will be used whole.
+//! Large runs: grown and moved without copying; and what is backed by huge pages, runs or blocks: what will be used whole.
 
 #[path = "common/child.rs"]
 mod child;
@@ -321,6 +321,151 @@ fn where_memory_went_back_in_parts_the_system_does_not_fill_huge_pages() {
         },
     );
     assert_ended_well(&output);
+}
+
+/// More than a heap has without huge pages, in small blocks.
+fn beyond_where_huge_pages_begin() -> Vec<Vec<u8>> {
+    vec![vec![1; 1000]; 50_000]
+}
+
+/// A program that reserves room, and may never use it.
+#[test]
+fn large_blocks_of_which_little_is_touched_have_little_memory() {
+    if !has_huge_pages() {
+        eprintln!("skipped: this system has no transparent huge pages");
+        return;
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            const BLOCKS: usize = 20_000;
+            let dense = beyond_where_huge_pages_begin();
+            let (resident, huge) = (status("VmRSS:"), bytes_with_huge_pages());
+            let (mut random, mut small) = (Random::new(5), Vec::new());
+            let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(BLOCKS);
+            for number in 0..BLOCKS {
+                blocks.push(Vec::with_capacity(9_000 + random.below(23_000)));
+                blocks[number].push(number as u8);
+                small.push(Box::new([1u8; 500]));
+            }
+            // An OS page of each large block, and the small ones; not their 390 MiB. What a hardened heap hands out it has
+            // written 128 bytes of, in an order of chance.
+            let (touched, grown) = (BLOCKS * (4096 + 512), status("VmRSS:") - resident);
+            let share = if cfg!(feature = "hardened") { 2 } else { 4 };
+            assert!(grown < touched + touched / share, "{grown} bytes for {touched}");
+            // The small ones have huge pages.
+            assert!(bytes_with_huge_pages() > huge + 8 * MIB);
+            assert!(blocks.iter().zip(0..).all(|(block, number)| block[0] == number as u8));
+            assert!(dense.iter().all(|block| block == &[1; 1000]));
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn large_blocks_that_are_filled_have_huge_pages() {
+    // A hardened heap divides the next page while blocks of the one before, chosen by chance, are not used yet.
+    if !has_huge_pages() || cfg!(feature = "hardened") {
+        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+        return;
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            let dense = beyond_where_huge_pages_begin();
+            let faults = page_faults();
+            let blocks: Vec<Vec<u8>> = (0..8_000).map(|number| vec![number as u8; 20_000]).collect();
+            let faults = page_faults() - faults;
+            // Of 40,000 OS pages.
+            assert!(faults < 10_000, "{faults}");
+            assert!(blocks.iter().zip(0..).all(|(block, number)| block[19_999] == number as u8));
+            assert!(dense.len() == 50_000 && HEAP.check().is_ok());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+/// To be backed otherwise than its neighbours costs a mapping, and a process may have 65,530.
+#[test]
+fn large_blocks_and_small_ones_in_turn_take_few_mappings() {
+    let output = in_child(
+        |_| (),
+        || {
+            let heap = HeapOptions::new().capacity(4096 * MIB).build().unwrap();
+            let before = mappings();
+            let blocks = (0..).map(|number| heap.alloc(layout(if number % 8 == 0 { 32_000 } else { 4_000 })));
+            assert!(blocks.take_while(|block| !block.is_null()).count() > 400_000);
+            assert!(mappings() < before + 150, "{} mappings, {before} before", mappings());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+/// Fills a heap with so many blocks of `bytes`, and returns them.
+fn many(heap: &Heap, count: usize, bytes: usize) -> Vec<*mut u8> {
+    (0..count).map(|_| heap.alloc(layout(bytes))).collect()
+}
+
+#[test]
+fn large_blocks_and_small_ones_use_the_memory_that_the_others_had() {
+    for [first, then] in [[20_000, 4_000], [4_000, 20_000]] {
+        let heap = HeapOptions::new().capacity(256 * MIB).build().unwrap();
+        for (number, block) in many(&heap, 60 * MIB / first, first).into_iter().enumerate() {
+            // What is left keeps nearly every range of a huge page from being free as a whole.
+            if number % (2 * MIB / first) != 0 {
+                // SAFETY: the block is live.
+                unsafe { heap.dealloc(block, layout(first)) };
+            }
+        }
+        let committed = heap.committed_bytes();
+        assert!(many(&heap, 48 * MIB / then, then).iter().all(|block| !block.is_null()));
+        assert_eq!(heap.committed_bytes(), committed, "blocks of {first}, then of {then}");
+        heap.check().unwrap();
+    }
+}
+
+#[test]
+fn a_run_where_large_blocks_were_has_huge_pages_as_long_as_it_lives() {
+    if !has_huge_pages() {
+        eprintln!("skipped: this system has no transparent huge pages");
+        return;
+    }
+    let heap = HeapOptions::new().capacity(64 * MIB).build().unwrap();
+    // All that it has. What is freed lies beyond where huge pages begin.
+    let blocks = many(&heap, 3 * 1024, 20_000);
+    for block in blocks.into_iter().filter(|block| block.addr() - heap.start().addr() > 32 * MIB) {
+        // SAFETY: the block is live.
+        unsafe { heap.dealloc(block, layout(20_000)) };
+    }
+    heap.purge();
+    let run = heap.alloc(layout(8 * MIB));
+    assert_eq!(advice_for(run.addr() + MIB), "hg");
+    // SAFETY: the run is live.
+    unsafe { heap.dealloc(run, layout(8 * MIB)) };
+    assert_eq!(advice_for(run.addr() + MIB), "nh");
+    heap.check().unwrap();
+}
+
+#[test]
+fn a_run_is_served_from_where_large_blocks_were() {
+    let heap = HeapOptions::new().capacity(64 * MIB).build().unwrap();
+    let blocks: Vec<*mut u8> =
+        (0..).map(|_| heap.alloc(layout(20_000))).take_while(|b| !b.is_null()).collect();
+    assert_eq!(blocks.len(), 3 * 1024);
+    heap.check().unwrap();
+    blocks.into_iter().for_each(|block| {
+        // SAFETY: the block is live.
+        unsafe { heap.dealloc(block, layout(20_000)) }
+    });
+    let run = heap.alloc(layout(64 * MIB));
+    assert!(!run.is_null());
+    fill(run, 64 * MIB, 3);
+    assert!(is_filled(run, 64 * MIB, 3));
+    heap.check().unwrap();
+    // SAFETY: the run is live.
+    unsafe { heap.dealloc(run, layout(64 * MIB)) };
+    heap.check().unwrap();
 }
 
 #[test]

@@ -776,6 +776,10 @@ enum RunsStep {
     /// Releases pages from some page in use on.
     Release(Index, u32),
     Ask(Index, u32),
+    /// Makes dense pages from some page on sparse.
+    MakeSparse(Index, u32),
+    /// Makes all pages dense, one time in eight.
+    MakeDense(Index),
 }
 
 fn runs_step() -> impl Strategy<Value = RunsStep> {
@@ -786,7 +790,9 @@ fn runs_step() -> impl Strategy<Value = RunsStep> {
         6 => count.clone().prop_map(RunsStep::Claim),
         3 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::ClaimAt(at, count)),
         8 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::Release(at, count)),
-        4 => (at(), count).prop_map(|(at, count)| RunsStep::Ask(at, count)),
+        4 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::Ask(at, count)),
+        1 => (at(), count).prop_map(|(at, count)| RunsStep::MakeSparse(at, count)),
+        1 => at().prop_map(RunsStep::MakeDense),
     ]
 }
 
@@ -795,6 +801,7 @@ struct RunsModel {
     runs: Runs<'static>,
     free: Vec<bool>,
     dirty: Vec<bool>,
+    sparse: Vec<bool>,
 }
 
 /// Length of the equal elements from `at` on.
@@ -810,13 +817,13 @@ impl RunsModel {
             vec![Word::default(); words].leak(),
             vec![Summary::default(); nodes].leak(),
         );
-        RunsModel { runs, free: Vec::new(), dirty: Vec::new() }
+        RunsModel { runs, free: Vec::new(), dirty: Vec::new(), sparse: Vec::new() }
     }
 
-    fn find(&self, count: u32) -> Option<PageIndex> {
+    fn find(&self, count: u32, sparse: bool) -> Option<PageIndex> {
         let mut found = 0;
-        let end = self.free.iter().position(|&free| {
-            found = if free { found + 1 } else { 0 };
+        let end = self.free.iter().zip(&self.sparse).position(|(&free, &is_sparse)| {
+            found = if free && is_sparse == sparse { found + 1 } else { 0 };
             found == count
         });
         end.map(|end| PageIndex(end as u32 + 1 - count))
@@ -836,11 +843,12 @@ impl RunsModel {
                     self.runs.grow(count);
                     self.free.resize(self.free.len() + count.get(), true);
                     self.dirty.resize(self.free.len(), false);
+                    self.sparse.resize(self.free.len(), false);
                 }
             }
             RunsStep::Claim(count) => {
                 let found = self.runs.find(PageCount(count));
-                assert_eq!(found, self.find(count), "{count} pages");
+                assert_eq!(found, self.find(count, false), "{count} pages");
                 if let Some(start) = found {
                     self.claim(start, count);
                 }
@@ -859,6 +867,23 @@ impl RunsModel {
                 }
             }
             RunsStep::Ask(at, count) => self.ask(at, count),
+            RunsStep::MakeSparse(at, count) => {
+                if !self.free.is_empty() {
+                    let start = at.index(self.free.len());
+                    let dense = self.sparse[start..].iter().take_while(|&&sparse| !sparse).count();
+                    let count = dense.min(count as usize);
+                    if count > 0 {
+                        self.runs.make_sparse(PageIndex(start as u32), PageCount(count as u32));
+                        self.sparse[start..][..count].fill(true);
+                    }
+                }
+            }
+            RunsStep::MakeDense(at) => {
+                if at.index(8) == 0 && !self.free.is_empty() {
+                    self.runs.make_dense();
+                    self.sparse.fill(false);
+                }
+            }
         }
     }
 
@@ -873,9 +898,11 @@ impl RunsModel {
     }
 
     fn ask(&self, at: Index, count: u32) {
-        assert_eq!(self.runs.find(PageCount(count)), self.find(count), "{count} pages");
+        assert_eq!(self.runs.find(PageCount(count)), self.find(count, false), "{count} pages");
+        assert_eq!(self.runs.find_sparse(PageCount(count)), self.find(count, true), "{count} sparse pages");
         let added = self.free.len();
-        let below = self.free.iter().rev().take_while(|&&free| free).count();
+        let free_and_dense = self.free.iter().zip(&self.sparse).rev();
+        let below = free_and_dense.take_while(|&(&free, &sparse)| free && !sparse).count();
         assert_eq!(self.runs.free_below_frontier().get(), below);
         if added == 0 {
             return;
@@ -884,6 +911,11 @@ impl RunsModel {
         let free = if self.free[start] { stretch(&self.free, start) as u32 } else { 0 };
         let start_page = PageIndex(start as u32);
         assert_eq!(self.runs.free_from(start_page, PageCount(count)).0, free.min(count));
+        let (alike, most) = (stretch(&self.sparse, start), count.min((added - start) as u32));
+        assert_eq!(
+            self.runs.alike_from(start_page, PageCount(most)),
+            (self.sparse[start], PageCount(most.min(alike as u32)))
+        );
         let asked = &self.dirty[start..(start + count as usize).min(added)];
         let dirty = asked.iter().position(|&dirty| dirty).map(|first| {
             let last = asked.iter().rposition(|&dirty| dirty).unwrap();

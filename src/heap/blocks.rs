@@ -70,18 +70,16 @@ impl<G: Geometry> Heap<G> {
     }
 
     fn claim_divided(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
+        let sparse = self.is_to_be_sparse(bin, tag);
         let mut runs = self.runs();
         let find = |runs: &mut Runs| {
-            if self.may_use(runs, PageCount(1)) { self.find_to_divide(runs) } else { None }
+            if self.may_use(runs, PageCount(1)) { self.find_to_divide(runs, sparse) } else { None }
         };
         let page = match find(&mut runs) {
             None if self.release_all_waiting(&mut runs) => find(&mut runs),
             page => page,
         }?;
-        #[cfg(feature = "os")]
-        if self.component_of(tag) != ComponentIndex::NONE {
-            self.forgo_huge_page(&runs, page);
-        }
+        self.note_divided(&runs, bin, page);
         self.table.claim_divided(&mut runs, bin, tag, page);
         self.settle_guards(&mut runs, page, PageCount(1));
         Some(page)

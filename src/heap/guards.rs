@@ -148,10 +148,10 @@ impl<G: Geometry> Heap<G> {
                 && (first_of_group..page.0).any(|page| self.table.tag(PageIndex(page)).is_divided()))
     }
 
-    /// A free page to be divided: the lowest that is not to be a guard.
-    pub(super) fn find_to_divide(&self, runs: &mut Runs) -> Option<PageIndex> {
+    /// A free page to be divided, that is not to be a guard.
+    pub(super) fn find_to_divide(&self, runs: &mut Runs, sparse: bool) -> Option<PageIndex> {
         loop {
-            let page = self.find(runs, PageCount(1))?;
+            let page = self.find_page(runs, sparse)?;
             if !self.has_guards() {
                 return Some(page);
             }

@@ -32,15 +32,6 @@ const REMAPPED: usize = 1 << 20;
 const MOST_APART: usize = 16;
 
 impl<G: Geometry> Heap<G> {
-    /// The lowest run of `count` free pages, of which none is claimed yet; commits memory if there is none.
-    pub(super) fn find(&self, runs: &mut Runs, count: PageCount) -> Option<PageIndex> {
-        if let Some(start) = runs.find(count) {
-            return Some(start);
-        }
-        let more = PageCount(count.0 - runs.free_below_frontier().0);
-        if self.commit(runs, more) { runs.find(count) } else { None }
-    }
-
     /// Whether the heap's limit allows for so many pages more.
     pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
         let used = runs.frontier().get() - runs.free_pages().get() - self.guards_in_use();
@@ -69,18 +60,6 @@ impl<G: Geometry> Heap<G> {
         0
     }
 
-    /// Commits at least `more` pages above the frontier; false if that cannot be.
-    fn commit(&self, runs: &mut Runs, more: PageCount) -> bool {
-        let shift = self.geometry().page_shift();
-        if more > runs.unadded() {
-            return false;
-        }
-        let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));
-        let Some(bytes) = committed else { return false };
-        runs.grow(PageCount(((bytes >> shift) as u32).min(runs.unadded().0)));
-        true
-    }
-
     /// Pages of a run for `layout`; `None` for more than any arena has.
     fn pages_for(&self, layout: Layout) -> Option<PageCount> {
         PageCount::holding(layout.size().max(1), self.geometry().page_shift())
@@ -92,7 +71,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Where pages lie, as offsets from the start of the arena.
-    fn range(&self, start: PageIndex, count: PageCount) -> Range<usize> {
+    pub(super) fn range(&self, start: PageIndex, count: PageCount) -> Range<usize> {
         let shift = self.geometry().page_shift();
         start.get() << shift..start.plus(count).get() << shift
     }
@@ -203,7 +182,7 @@ impl<G: Geometry> Heap<G> {
     fn advise(&self, mut runs: Guard<'_, Runs<'static>>, head: PageIndex, count: PageCount, huge: bool) {
         let run = self.range(head, count);
         if self.has_whole_os_pages()
-            && let Some(part) = self.arena.backed_otherwise(run.start, run.len(), huge)
+            && let Some(part) = self.arena.backed_otherwise(run, runs.alike_from(head, PageCount(1)).0, huge)
             && self.count_apart(Mapping::Advised)
         {
             self.table.set_mapping(&mut runs, head, Mapping::Advised);
@@ -232,8 +211,11 @@ impl<G: Geometry> Heap<G> {
         if mapping == Mapping::Moved && !unsafe { sys::map_over(self.at(start), range.len()) } {
             return false;
         }
-        if mapping != Mapping::Usual {
-            self.arena.advise_as_usual(range);
+        let (mut page, end) = (start, start.plus(count));
+        while mapping != Mapping::Usual && page < end {
+            let (sparse, alike) = self.runs().alike_from(page, PageCount(end.0 - page.0));
+            self.arena.advise_as_usual(self.range(page, alike), sparse);
+            page = page.plus(alike);
         }
         true
     }

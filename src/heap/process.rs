@@ -1,23 +1,16 @@
 //! What only the heap of the process has: a size of its own choice, shards that come into use, and forks.
 
 use super::Heap;
-use crate::arena::HUGE_PAGE;
 use crate::ledger::{Ledger, SHARED_SHARDS};
 use crate::options::Options;
-use crate::runs::Runs;
-use crate::size_class::{BuildGeometry, Geometry, built};
+use crate::size_class::{BuildGeometry, built};
 use crate::sys;
-use crate::units::{PageCount, PageIndex, ShardIndex};
+use crate::units::{PageCount, ShardIndex};
 use core::mem;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 /// The accounts of the components of the program.
 pub(crate) static LEDGER: Ledger = Ledger::new();
-
-/// Ranges of a huge page in which components have divided pages, from the first place on. There are so many at most, as
-/// each may cost two mappings. They are changed while the runs are locked.
-static SPARSE: [AtomicU32; MOST_SPARSE] = [const { AtomicU32::new(0) }; MOST_SPARSE];
-const MOST_SPARSE: usize = 128;
 
 /// The process heap reserves so many times the machine's memory: free runs may be scattered.
 const ARENA_TO_MEMORY: usize = 2;
@@ -100,32 +93,11 @@ impl Heap<BuildGeometry> {
     }
 }
 
-impl<G: Geometry> Heap<G> {
-    /// Has `page`, which a component is to divide, not backed by a huge page: with components, pages that are not full are
-    /// many, and what is not used of a huge page would be resident. Others lose the range of one huge page; all of them, if
-    /// components have pages in many ranges.
-    pub(super) fn forgo_huge_page(&self, runs: &Runs, page: PageIndex) {
-        let shift = self.geometry().page_shift();
-        let offset = page.get() << shift;
-        if !self.arena.may_be_huge(offset) {
-            return;
-        }
-        let committed = runs.frontier().get() << shift;
-        // No other range has this number: number 0 is never huge.
-        let range = (offset / HUGE_PAGE) as u32;
-        let place = SPARSE.iter().find(|place| [0, range].contains(&place.load(Ordering::Relaxed)));
-        match place {
-            Some(place) if place.swap(range, Ordering::Relaxed) == range => {}
-            Some(_) => self.arena.forgo_huge_page(offset, committed),
-            None => self.arena.forgo_huge_pages(committed),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::page_table::Tag;
+    use crate::size_class::Geometry;
 
     #[test]
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {

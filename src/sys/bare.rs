@@ -35,6 +35,16 @@ pub(crate) unsafe fn commit(_start: NonNull<u8>, _bytes: usize) -> bool {
 /// None is needed; with an operating system it is.
 pub(crate) unsafe fn advise_huge(_start: NonNull<u8>, _bytes: usize, _huge: bool) {}
 
+pub(crate) mod resident {
+    //! What of the memory the system holds in RAM: there is none.
+    use super::NonNull;
+
+    /// None has memory of the system's.
+    pub(crate) fn bytes_with_memory(_start: NonNull<u8>, _bytes: usize) -> usize {
+        0
+    }
+}
+
 /// Nothing is given back.
 ///
 /// # Safety

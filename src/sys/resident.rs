@@ -1,7 +1,7 @@
 //! What of the process's memory the system holds in RAM.
 
 use super::file::File;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 /// Bytes of an entry of `/proc/self/pagemap`.
 const ENTRY: usize = size_of::<u64>();
@@ -55,6 +55,14 @@ impl PageMap {
     }
 }
 
+/// Of the `bytes` from `start` on, whole OS pages and at most [`WINDOW`] of them, those that have memory.
+pub(crate) fn bytes_with_memory(start: NonNull<u8>, bytes: usize) -> usize {
+    let mut resident = [0u8; ENTRIES];
+    // SAFETY: mincore reads no memory of the range, and writes a byte for each of its pages.
+    unsafe { libc::mincore(start.as_ptr().cast(), bytes, resident.as_mut_ptr()) };
+    resident.iter().filter(|&resident| resident & 1 != 0).count() * super::page_size()
+}
+
 /// [`PageMap::read`] by `mincore`. Of what is not mapped nothing is resident.
 fn read_mincore(start: usize, pages: &mut [bool; ENTRIES]) {
     let mut resident = [0u8; ENTRIES];
@@ -100,7 +108,6 @@ fn number(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::sys;
-    use core::ptr::NonNull;
 
     fn resident(map: &PageMap, start: NonNull<u8>, pages: usize) -> std::vec::Vec<bool> {
         let mut window = [false; WINDOW];

@@ -17,8 +17,8 @@ impl<G: Geometry> Heap<G> {
     }
 
     #[inline(always)]
-    pub(super) fn find_to_divide(&self, runs: &mut Runs) -> Option<PageIndex> {
-        self.find(runs, PageCount(1))
+    pub(super) fn find_to_divide(&self, runs: &mut Runs, sparse: bool) -> Option<PageIndex> {
+        self.find_page(runs, sparse)
     }
 
     #[inline(always)]

@@ -1,0 +1,137 @@
+//! Where free pages are found: dense ones and sparse ones.
+//!
+//! Of a block that is longer than an OS page a program may touch only the beginning, and the rest of it is not to be
+//! resident. So, beyond where huge pages begin, pages of large blocks are *sparse*: they lie in stretches of their own,
+//! whole ranges of huge pages, which the system is advised to back without. A stretch is an eighth of those there are:
+//! so they are few, and so are the mappings that it takes to tell them from the rest.
+//!
+//! But programs that fill their blocks go faster with huge pages. So a page of large blocks that had no memory when it
+//! was divided is looked at when the next one is: if nearly all of it was touched, the next ones are dense, as all others.
+//! The pages of components are sparse in any case: of many parts each has pages that are not full.
+//!
+//! Pages of either kind serve for the other where they have memory already, or where there are no others.
+
+use super::Heap;
+use crate::arena::HUGE_PAGE;
+use crate::page_table::{Bin, Tag};
+use crate::runs::Runs;
+use crate::size_class::Geometry;
+use crate::sys::{self, resident};
+use crate::units::{ComponentIndex, PageCount, PageIndex};
+
+/// Of the pages that are sparse already, the part that is made so next.
+const STRETCH_SHARE: u32 = 8;
+/// Of blocks, the part that may not be touched where they are said to be touched as a whole.
+const UNTOUCHED_SHARE: usize = 8;
+
+impl<G: Geometry> Heap<G> {
+    /// A low run of `count` free pages, of which none is claimed yet; commits memory if there is none.
+    pub(super) fn find(&self, runs: &mut Runs, count: PageCount) -> Option<PageIndex> {
+        let has_memory = |&start: &PageIndex| runs.dirty_within(start, count).is_some();
+        runs.find(count)
+            .or_else(|| runs.find_sparse(count).filter(has_memory))
+            .or_else(|| self.find_dense(runs, count))
+            .or_else(|| runs.find_sparse(count))
+            .or_else(
+                || if self.forgo_sparse_pages(runs, count) { self.find_dense(runs, count) } else { None },
+            )
+    }
+
+    /// A free page to be divided, dense or `sparse`, that is not claimed yet.
+    pub(super) fn find_page(&self, runs: &mut Runs, sparse: bool) -> Option<PageIndex> {
+        let one = PageCount(1);
+        if !sparse {
+            return self.find(runs, one);
+        }
+        let lowest = runs.find(one);
+        lowest
+            .filter(|&page| !self.may_be_huge(page))
+            .or_else(|| runs.find_sparse(one))
+            .or_else(|| lowest.filter(|&page| runs.dirty_within(page, one).is_some()))
+            .or_else(|| if self.add_sparse_pages(runs) { runs.find_sparse(one) } else { None })
+            .or_else(|| self.find(runs, one))
+    }
+
+    /// Whether the next page of `bin`, which is that of `tag`, is to be sparse.
+    pub(super) fn is_to_be_sparse(&self, bin: &mut Bin, tag: Tag) -> bool {
+        if self.component_of(tag) != ComponentIndex::NONE {
+            return true;
+        }
+        let block = self.geometry().classes().block(tag.class());
+        let has_huge_pages = self.may_be_huge(self.pages_in_use());
+        let blocks = self.geometry().capacity(tag.class()) * block;
+        block > sys::page_size()
+            && has_huge_pages
+            && !bin.expects_whole(|page| {
+                let touched = || resident::bytes_with_memory(self.at(page), self.page_size());
+                let is_same = self.table.tag(page) == tag;
+                is_same.then(|| touched() >= blocks - blocks / UNTOUCHED_SHARE)
+            })
+    }
+
+    /// Notes that a free page is to be divided for `bin`. It tells how much of it is touched if it has no memory yet, and
+    /// gets no more than that.
+    pub(super) fn note_divided(&self, runs: &Runs, bin: &mut Bin, page: PageIndex) {
+        let one = PageCount(1);
+        if runs.dirty_within(page, one).is_none() {
+            bin.note_fresh(page, !self.may_be_huge(page) || runs.alike_from(page, one).0);
+        }
+    }
+
+    /// Whether `page` is beyond where huge pages begin.
+    fn may_be_huge(&self, page: PageIndex) -> bool {
+        self.arena.may_be_huge(page.get() * self.page_size())
+    }
+
+    /// The lowest run of `count` free pages that are dense; commits memory if there is none.
+    fn find_dense(&self, runs: &mut Runs, count: PageCount) -> Option<PageIndex> {
+        if let Some(start) = runs.find(count) {
+            return Some(start);
+        }
+        let more = PageCount(count.0 - runs.free_below_frontier().0);
+        if self.commit(runs, more) { runs.find(count) } else { None }
+    }
+
+    /// Makes the next stretch of pages sparse. False if there are none, or there are no huge pages yet.
+    fn add_sparse_pages(&self, runs: &mut Runs) -> bool {
+        if !self.may_be_huge(runs.frontier()) {
+            return false;
+        }
+        let range = PageCount((HUGE_PAGE / self.page_size()) as u32);
+        let share = runs.sparse_pages().0 / STRETCH_SHARE;
+        let count = PageCount((share - share % range.0).max(range.0));
+        // Any run this much longer has whole ranges in it.
+        let lowest = runs.find(count).filter(|start| start.0.is_multiple_of(range.0));
+        let found = lowest.or_else(|| self.find_dense(runs, PageCount(count.0 + range.0 - 1)));
+        let Some(found) = found else { return false };
+        let start = PageIndex(found.0.next_multiple_of(range.0));
+        runs.make_sparse(start, count);
+        self.arena.advise_huge(self.range(start, count), false);
+        true
+    }
+
+    /// Makes all sparse pages dense, and has no huge pages any more but for large runs, if a run of `count` pages may be
+    /// had by that: what is free of either kind may lie side by side. False if not.
+    #[cold]
+    fn forgo_sparse_pages(&self, runs: &mut Runs, count: PageCount) -> bool {
+        let unadded = Some(runs.unadded()).filter(|&unadded| unadded < count).unwrap_or_default();
+        if runs.sparse_pages().0 == 0 || runs.free_pages().get() + unadded.get() < count.get() {
+            return false;
+        }
+        runs.make_dense();
+        self.arena.forgo_huge_pages(runs.frontier().get() * self.page_size());
+        true
+    }
+
+    /// Commits at least `more` pages above the frontier; false if that cannot be.
+    pub(super) fn commit(&self, runs: &mut Runs, more: PageCount) -> bool {
+        let shift = self.geometry().page_shift();
+        if more > runs.unadded() {
+            return false;
+        }
+        let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));
+        let Some(bytes) = committed else { return false };
+        runs.grow(PageCount(((bytes >> shift) as u32).min(runs.unadded().0)));
+        true
+    }
+}
