@@ -12,9 +12,10 @@ const RECIPROCAL_SHIFT: u32 = 44;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-check-cfg=cfg(loom)");
+    println!("cargo::rustc-check-cfg=cfg(pma_sanitized)");
     // Builds without one of the checks, which show what each is for: `tests/unchecked.sh`.
     println!(
-        "cargo::rustc-check-cfg=cfg(pma_unchecked, values(\"tag\", \"mark\", \"bit\", \"put\", \"run\", \"holder\", \"atfork\", \"release\"))"
+        "cargo::rustc-check-cfg=cfg(pma_unchecked, values(\"tag\", \"mark\", \"bit\", \"put\", \"run\", \"holder\", \"atfork\", \"release\", \"take\", \"top\"))"
     );
     let page_size = parameter("PMA_PAGE_SIZE", 64 << 10, 4 << 10, 1 << 20);
     let arena_bytes = parameter("PMA_ARENA_BYTES", 16 << 40, 64 << 20, 64 << 40);

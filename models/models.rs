@@ -3,7 +3,8 @@
 //! `cd models && RUSTFLAGS="--cfg loom" cargo test --release`
 //!
 //! The files of the library that are named here are compiled a second time, with loom's atomics and cells in place of the
-//! core's. What is around them is in `surroundings.rs`. Two models, of the caches of threads, restate what they are about
+//! core's. What is around them is in `surroundings.rs`, a [fence in all threads](sys::fence_all_threads) among it: each thread
+//! executes it between two of its atomic operations, any two. Two models, of the caches of threads, restate what they are about
 //! with the same steps and memory orders: a change to one is to be made to the other.
 //!
 //! Each model is run once more with something broken, and must fail.
@@ -12,12 +13,18 @@
 
 #[path = "../src/decay.rs"]
 mod decay;
+#[path = "../src/thread_cache/fast.rs"]
+mod fast;
 #[path = "../src/first_use.rs"]
 mod first_use;
 #[path = "../src/fork.rs"]
 mod fork;
+#[path = "../src/thread_cache/gate.rs"]
+mod gate;
 #[path = "../src/lock.rs"]
 mod lock;
+#[path = "../src/thread_cache/raise.rs"]
+mod raise;
 mod surroundings;
 mod sync;
 #[path = "../src/units.rs"]
@@ -38,6 +45,8 @@ use loom::sync::atomic::{AtomicU32, AtomicUsize};
 use loom::thread;
 use size_class::BuildGeometry;
 use std::cell::Cell;
+use std::ptr;
+use sync::{AtomicPtr, AtomicUsize as Word};
 
 std::thread_local! {
     /// What is broken in the models that this thread of the system runs; nothing if it is empty.
@@ -267,4 +276,311 @@ fn every_call_for_blocks_is_heard_on_the_next_slow_path() {
 #[should_panic]
 fn a_call_for_blocks_is_missed_by_who_counts_for_himself() {
     with_broken("calls", hear_calls);
+}
+
+/// What a thread does with a stack on fast paths.
+#[derive(Clone, Copy)]
+enum Step {
+    Pop,
+    Push,
+}
+
+/// Blocks of a model.
+const BLOCKS: usize = 3;
+
+/// A stack that another thread takes from, its blocks, and where each of them is.
+struct TakenFrom {
+    lock: Lock<()>,
+    top: AtomicPtr<Word>,
+    /// A bottom, as many slots as there are blocks, and a lid.
+    words: [Word; BLOCKS + 2],
+    /// The bottom, which is raised with the lock.
+    bottom: Cell<usize>,
+    blocks: Box<[u64; BLOCKS]>,
+    /// Who has a block reads and writes it.
+    contents: [UnsafeCell<u32>; BLOCKS],
+    places: [Cell<Place>; BLOCKS],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Stack,
+    Owner,
+    Taker,
+}
+
+// SAFETY: that nobody gets a block that another has is what the model verifies; the bottom is changed with the lock.
+unsafe impl Send for TakenFrom {}
+// SAFETY: as above.
+unsafe impl Sync for TakenFrom {}
+
+impl TakenFrom {
+    /// A full stack, its blocks marked as freed, or as never used.
+    fn new(unmarked: bool) -> TakenFrom {
+        let blocks = Box::new([fast::FREED; BLOCKS]);
+        let slot = |at: usize| match at {
+            0 => fast::BOTTOM,
+            at if at <= BLOCKS => {
+                (&raw const blocks[at - 1]).expose_provenance() | if unmarked { fast::UNMARKED } else { 0 }
+            }
+            _ => fast::LID,
+        };
+        TakenFrom {
+            lock: Lock::new(()),
+            top: AtomicPtr::new(ptr::null_mut()),
+            words: std::array::from_fn(|at| Word::new(slot(at))),
+            bottom: Cell::new(0),
+            contents: std::array::from_fn(|_| UnsafeCell::new(0)),
+            places: [const { Cell::new(Place::Stack) }; BLOCKS],
+            blocks,
+        }
+    }
+
+    fn word(&self, at: usize) -> *mut Word {
+        (&raw const self.words[at]).cast_mut()
+    }
+
+    /// A block changes hands.
+    fn moves(&self, address: usize, from: Place, to: Place) {
+        let block = (address - self.blocks.as_ptr().addr()) / size_of::<u64>();
+        assert_eq!(self.places[block].replace(to), from, "block {block} has two owners");
+        // SAFETY: loom verifies that it is nobody else's.
+        self.contents[block].with_mut(|contents| unsafe { *contents += 1 });
+    }
+
+    fn pop(&self) -> Option<usize> {
+        let address = if is_broken("second look") {
+            self.pop_without_second_look()
+        } else {
+            // SAFETY: the top leads to a slot in use, or to the bottom; one thread pops.
+            unsafe { fast::pop(&self.top) }.addr()
+        };
+        (address != 0).then(|| {
+            self.moves(address, Place::Stack, Place::Owner);
+            address
+        })
+    }
+
+    /// `fast::pop` as it would be if it read the slot only once.
+    fn pop_without_second_look(&self) -> usize {
+        let slot = self.top.load(Relaxed);
+        // SAFETY: as above.
+        let address = unsafe { (*slot).load(Relaxed) } & !fast::UNMARKED;
+        if address != 0 {
+            self.top.store(slot.wrapping_sub(1), Relaxed);
+        }
+        address
+    }
+
+    /// What the owner does; what it has popped it pushes again.
+    fn work(&self, steps: &[Step]) {
+        let mut held = Vec::new();
+        for step in steps {
+            match step {
+                // The slow path begins by looking again.
+                Step::Pop => match self.pop().or_else(|| {
+                    let _alone = self.lock.lock();
+                    self.pop()
+                }) {
+                    Some(block) => held.push(block),
+                    None => assert_eq!(self.used(), 0, "a stack with blocks serves none"),
+                },
+                Step::Push => {
+                    if !held.is_empty() {
+                        // Not to where it was.
+                        let block = held.remove(0);
+                        self.moves(block, Place::Owner, Place::Stack);
+                        // SAFETY: as above.
+                        assert!(unsafe { fast::push(&self.top, block) }, "there was room before");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Blocks above the bottom.
+    fn used(&self) -> usize {
+        let _alone = self.lock.lock();
+        (self.top.load(Relaxed).addr() - self.word(self.bottom.get()).addr()) / size_of::<Word>()
+    }
+
+    /// What a taker does: `ThreadCache::take_from_fast_paths` and `Stacks::take_below`, for one stack. A lock does for the
+    /// gate, which has a model of its own.
+    fn take(&self) {
+        let Some(_alone) = self.lock.try_lock() else { return };
+        let bottom = self.bottom.get();
+        // SAFETY: the lock is held, and the top leads to a word.
+        let Some(mut raise) = (unsafe { raise::Raise::begin(&self.top, self.word(bottom)) }) else {
+            return;
+        };
+        sys::fence_all_threads();
+        raise.look();
+        sys::fence_all_threads();
+        if !raise.is_done() {
+            raise.undo();
+            return;
+        }
+        let new = (raise.slot().addr() - self.word(0).addr()) / size_of::<Word>();
+        let below = (bottom + 1..new).map(|at| self.words[at].load(Relaxed));
+        for value in below.chain([raise.block()]) {
+            self.moves(value & !fast::UNMARKED, Place::Stack, Place::Taker);
+        }
+        self.bottom.set(new);
+    }
+
+    /// Each block is where it should be.
+    fn check(&self) {
+        let (bottom, used) = (self.bottom.get(), self.used());
+        let mut here: Vec<_> = (bottom + 1..bottom + 1 + used)
+            .map(|at| self.words[at].load(Relaxed) & !fast::UNMARKED)
+            .collect();
+        here.sort_unstable();
+        let all = self.blocks.iter().zip(&self.places).filter(|(_, place)| place.get() == Place::Stack);
+        assert!(here.into_iter().eq(all.map(|(block, _)| (&raw const *block).addr())), "a block is lost");
+    }
+}
+
+/// `raise.rs`: a thread pops and pushes (`fast.rs`) while another takes what is in the stack, so many times.
+fn take_from(steps: &'static [Step], unmarked: bool, times: usize) {
+    let mut builder = loom::model::Builder::new();
+    // Changes of thread against a thread's will.
+    builder.preemption_bound = Some(if is_broken("second fence") { 4 } else { 3 });
+    builder.check(move || {
+        let stack = Arc::new(TakenFrom::new(unmarked));
+        stack.top.store(stack.word(BLOCKS), Relaxed);
+        // The first thread goes first: it is within a step when the other takes.
+        let taker = {
+            let stack = Arc::clone(&stack);
+            thread::spawn(move || {
+                sys::be(20);
+                (0..times).for_each(|_| stack.take());
+            })
+        };
+        sys::begin_to_run();
+        stack.work(steps);
+        sys::come_to_rest();
+        taker.join().unwrap();
+        stack.check();
+    });
+}
+
+/// Down past the slot that others take first, and up again.
+const DOWN_AND_UP: [Step; 4] = [Step::Pop, Step::Pop, Step::Push, Step::Push];
+/// Down to the bottom.
+const DOWN: [Step; 4] = [Step::Pop; 4];
+/// About the slot that others take first.
+const ABOUT: [Step; 4] = [Step::Pop, Step::Push, Step::Pop, Step::Push];
+
+#[test]
+fn a_block_is_taken_or_popped_while_its_stack_goes_down_and_up() {
+    take_from(&DOWN_AND_UP, false, 1);
+}
+
+#[test]
+fn a_block_never_used_is_taken_or_popped_while_its_stack_goes_down_and_up() {
+    take_from(&DOWN_AND_UP, true, 1);
+}
+
+#[test]
+fn a_block_is_taken_or_popped_while_its_stack_is_emptied() {
+    take_from(&DOWN, false, 1);
+    take_from(&DOWN, true, 1);
+}
+
+#[test]
+fn a_block_is_taken_or_popped_where_others_take_first() {
+    take_from(&ABOUT, false, 1);
+    take_from(&ABOUT, true, 1);
+}
+
+#[test]
+fn a_block_is_taken_or_popped_when_others_try_again() {
+    take_from(&DOWN[..2], false, 2);
+    take_from(&ABOUT[..2], true, 2);
+}
+
+#[test]
+#[should_panic]
+fn a_block_has_two_owners_if_others_do_not_execute_the_fences() {
+    with_broken("fence", || take_from(&DOWN_AND_UP, false, 1));
+}
+
+#[test]
+#[should_panic]
+fn a_block_has_two_owners_if_others_execute_one_fence_only() {
+    with_broken("second fence", || take_from(&DOWN_AND_UP, false, 1));
+}
+
+#[test]
+#[should_panic(expected = "has two owners")]
+fn a_block_has_two_owners_if_a_pop_does_not_look_again() {
+    with_broken("second look", || take_from(&DOWN, false, 1));
+}
+
+/// A stack that is only pushed to, and taken from to the top.
+#[test]
+fn a_stack_that_is_only_pushed_to_is_taken_whole() {
+    loom::model(|| {
+        let stack = Arc::new(TakenFrom::new(false));
+        // One block is in the stack, and another is pushed.
+        stack.top.store(stack.word(1), Relaxed);
+        let pushed = (&raw const stack.blocks[1]).addr();
+        stack.places[1].set(Place::Owner);
+        stack.places[2].set(Place::Owner);
+        let owner = {
+            let stack = Arc::clone(&stack);
+            thread::spawn(move || {
+                sys::be(20);
+                sys::begin_to_run();
+                stack.moves(pushed, Place::Owner, Place::Stack);
+                // SAFETY: the top leads to a slot in use; one thread pushes.
+                assert!(unsafe { fast::push(&stack.top, pushed) });
+                sys::come_to_rest();
+            })
+        };
+        stack.take();
+        owner.join().unwrap();
+        stack.check();
+    });
+}
+
+/// `gate.rs`: a thread goes through twice, on a fast path and a slow one, while another closes and opens it.
+fn go_through_gate() {
+    loom::model(|| {
+        let gate = Arc::new((gate::Gate::new(), UnsafeCell::new(0)));
+        let owner = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || {
+                sys::be(20);
+                sys::begin_to_run();
+                // SAFETY: loom verifies that nobody else is behind the gate.
+                let work = |_inside| gate.1.with_mut(|value| unsafe { *value += 1 });
+                let times = 1 + u32::from(gate.0.try_enter().map(work).is_some());
+                work(gate.0.enter());
+                sys::come_to_rest();
+                times
+            })
+        };
+        let mut closed = 0;
+        if gate.0.close() {
+            // SAFETY: as above.
+            gate.1.with_mut(|value| unsafe { *value += 1 });
+            gate.0.open();
+            closed = 1;
+        }
+        let times = owner.join().unwrap() + closed;
+        // SAFETY: as above.
+        assert_eq!(gate.1.with(|value| unsafe { *value }), times);
+    });
+}
+
+#[test]
+fn nobody_goes_through_a_gate_that_was_closed() {
+    go_through_gate();
+}
+
+#[test]
+#[should_panic]
+fn somebody_goes_through_a_closed_gate_without_a_fence() {
+    with_broken("fence", go_through_gate);
 }

@@ -4,11 +4,12 @@ use super::sync::{AtomicU32, UnsafeCell, shared};
 use core::sync::atomic::Ordering::Relaxed;
 
 pub(crate) mod sys {
-    use super::super::{first_use, sync::AtomicU32};
+    use super::super::{first_use, is_broken, sync::AtomicU32};
     use super::{HANDLERS, KERNEL, Options, SLEEPERS};
     use core::cell::Cell;
     use core::ffi::c_void;
-    use core::sync::atomic::Ordering::Relaxed;
+    use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+    use loom::sync::atomic::fence;
 
     pub(crate) const TELLS_THREADS: bool = true;
     pub(crate) enum Stream {
@@ -17,6 +18,51 @@ pub(crate) mod sys {
 
     loom::thread_local! {
         static NAME: Cell<usize> = Cell::new(10);
+        static FENCES_SEEN: Cell<Option<u32>> = Cell::new(None);
+    }
+    loom::lazy_static! {
+        static ref FENCES_WANTED: loom::sync::atomic::AtomicU32 = loom::sync::atomic::AtomicU32::new(0);
+        /// The last fence that was executed.
+        static ref FENCED: loom::sync::atomic::AtomicU32 = loom::sync::atomic::AtomicU32::new(0);
+    }
+    const AT_REST: u32 = u32::MAX;
+
+    /// The kernel's part in a fence in all threads. A thread that calls this between any two instructions executes a fence
+    /// there if one was asked for; or later, before it comes to rest.
+    pub(crate) fn between_instructions() {
+        let Some(seen) = FENCES_SEEN.with(Cell::get) else { return };
+        let wanted = FENCES_WANTED.load(Relaxed);
+        if wanted != seen {
+            execute_fence(wanted);
+        }
+    }
+    fn execute_fence(wanted: u32) {
+        fence(SeqCst);
+        FENCES_SEEN.with(|seen| seen.set(Some(wanted)));
+        FENCED.store(wanted, Relaxed);
+    }
+    /// Has the calling thread be the one that executes fences of others; they are made by one other.
+    pub(crate) fn begin_to_run() {
+        FENCES_SEEN.with(|seen| seen.set(Some(0)));
+    }
+    /// From here on the thread has executed any fence.
+    pub(crate) fn come_to_rest() {
+        FENCES_SEEN.with(|seen| seen.set(None));
+        fence(SeqCst);
+        FENCED.store(AT_REST, Relaxed);
+    }
+    pub(crate) fn fence_all_threads() -> bool {
+        let wanted = FENCES_WANTED.load(Relaxed) + 1;
+        if is_broken("fence") || (is_broken("second fence") && wanted == 2) {
+            return true;
+        }
+        fence(SeqCst);
+        FENCES_WANTED.store(wanted, Relaxed);
+        while ![wanted, AT_REST].contains(&FENCED.load(Relaxed)) {
+            loom::thread::yield_now();
+        }
+        fence(SeqCst);
+        true
     }
 
     /// Has the calling thread be another than the first.
@@ -189,6 +235,10 @@ pub(crate) mod thread_cache {
     pub(crate) fn lock_registry() {}
     pub(crate) unsafe fn unlock_registry() {}
     pub(crate) unsafe fn forget_other_threads() {}
+    pub(crate) fn take_from_some<H>(_: &H, _: usize) {}
+    pub(crate) fn take_from_all<H>(_: &H, _: super::heap::Unused) -> usize {
+        0
+    }
 }
 
 pub(crate) mod metadata {

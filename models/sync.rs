@@ -1,6 +1,6 @@
 //! The module of this name in the library, made of loom's types: every order of what threads do to them is tried.
 
-use super::is_broken;
+use super::{is_broken, sys};
 use core::fmt;
 use core::sync::atomic::Ordering;
 
@@ -23,17 +23,22 @@ macro_rules! atomic {
                 $name(<$loom>::new(value))
             }
             pub(crate) fn load(&self, at: Ordering) -> $value {
+                sys::between_instructions();
                 self.0.load(order(at))
             }
+            /// As an exchange: of plain stores to one place, loom does not keep an order that those who exchange agree to.
             pub(crate) fn store(&self, value: $value, at: Ordering) {
-                self.0.store(value, order(at));
+                sys::between_instructions();
+                self.0.swap(value, order(at));
             }
             pub(crate) fn swap(&self, value: $value, at: Ordering) -> $value {
+                sys::between_instructions();
                 self.0.swap(value, order(at))
             }
             pub(crate) fn compare_exchange(
                 &self, old: $value, new: $value, done: Ordering, not: Ordering,
             ) -> Result<$value, $value> {
+                sys::between_instructions();
                 self.0.compare_exchange(old, new, order(done), order(not))
             }
         }
@@ -48,6 +53,7 @@ atomic!(AtomicPtr<T>, loom::sync::atomic::AtomicPtr<T>, *mut T);
 
 impl AtomicU32 {
     pub(crate) fn fetch_add(&self, value: u32, at: Ordering) -> u32 {
+        sys::between_instructions();
         self.0.fetch_add(value, order(at))
     }
 }

@@ -4,6 +4,9 @@
 //! back what was free at its beginning and has not been used since. Passes are made on the slow paths of whichever
 //! thread comes by first, a little at a time; or, if the program wants it, by a thread of its own, so that memory goes
 //! back although nobody allocates. That thread sleeps while there is nothing to do.
+//!
+//! At the end of a pass, blocks that waited in a thread's cache for a whole period are taken from it, if that thread has not
+//! come by a slow path meanwhile: it may be asleep.
 
 use crate::first_use;
 use crate::heap::{Heap, Unused};
@@ -12,6 +15,7 @@ use crate::report;
 use crate::size_class::BuildGeometry;
 use crate::sync::{AtomicU32, AtomicU64, shared};
 use crate::sys;
+use crate::thread_cache;
 use crate::units::{PageCount, PageIndex};
 use core::ptr;
 use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
@@ -19,6 +23,7 @@ use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST_BYTES: usize = 16 << 20;
 const MOST_PAGES: PageCount = PageCount(1024);
+const MOST_CACHES: usize = 32;
 /// After so many passes that had nothing to do, the thread waits until memory is freed.
 pub(crate) const IDLE_PASSES: u32 = 4;
 
@@ -114,6 +119,7 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
         heap.purge_parts(Unused::Idle, from.min(end)..to);
         NEXT_PAGE.store(if to == end { 0 } else { to.0 }, Relaxed);
         begin_period(heap);
+        thread_cache::take_from_some(heap, MOST_CACHES);
         PERIOD.load(Relaxed)
     } else {
         1
@@ -141,7 +147,8 @@ pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
     let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
         + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());
     begin_period(heap);
-    let idle = if purged == 0 { idle + 1 } else { 0 };
+    let taken = thread_cache::take_from_all(heap, Unused::Idle);
+    let idle = if purged + taken == 0 { idle + 1 } else { 0 };
     if idle < IDLE_PASSES {
         return idle;
     }

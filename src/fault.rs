@@ -15,7 +15,8 @@ static HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// default the line is written to standard error and the process ends by SIGABRT; without the feature `os`, by an
 /// instruction that the processor refuses.
 ///
-/// No lock is held when the handler is called. The heap of which a block was misused stands as before, but some other
+/// No lock is held when the handler is called, but that of who takes blocks from the caches of other threads, if they were
+/// found thereby: the handler may allocate, but not purge. The heap of which a block was misused stands as before, but some other
 /// part of the program is out of order: to print, to reset the machine, or to jump into a debugger is safe; to go on is
 /// not. A handler that unwinds ends the process.
 ///
@@ -68,7 +69,7 @@ pub(crate) fn misuse(misuse: Misuse, address: usize, state: Option<PageState>) -
     end(&line)
 }
 
-/// Ends the process with a line that says why. The caller holds no lock.
+/// Ends the process with a line that says why. The caller holds no lock but that of who takes blocks from caches.
 pub(crate) fn end(line: &Line) -> ! {
     handle(line.text());
     line.report();

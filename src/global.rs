@@ -93,6 +93,9 @@ impl PageAllocator {
     /// Whether a thread of its own gives free memory back, so that this does not depend on anybody's allocating.
     /// False unless set. The thread sleeps until memory is freed. It has a small stack, and all signals blocked. There is
     /// none if free memory is [never](Self::purge_after_ms) to go back by itself.
+    ///
+    /// It also takes the blocks that wait in the cache of a thread that sleeps, as [`purge`](Self::purge) does, after one
+    /// to two periods in which the thread did not touch them.
     pub const fn background_purge(mut self, thread: bool) -> PageAllocator {
         self.options.background_purge = thread;
         self
@@ -216,8 +219,9 @@ impl PageAllocator {
     /// back all free pages, and the parts of others that hold no live block. Returns the number of bytes of addresses
     /// that this concerned; not all of them need have had memory.
     ///
-    /// The caches of other threads are their own. They are emptied when their threads next come by a slow path, and
-    /// what becomes free thereby goes back in the usual time.
+    /// It takes the blocks from the caches of other threads, asleep or not, but of those that are inside the allocator just
+    /// then. What is left in a cache goes when its thread next comes by a slow path, and what becomes free thereby goes back
+    /// in the usual time. Where the system has no `membarrier`, or does not let the process use it, all of it waits for that.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;

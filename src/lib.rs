@@ -89,11 +89,17 @@
 //! and the ends of runs that nobody asked for. Passes are made on slow paths, a little at a time, or by a thread of its
 //! own (`decay.rs`); [`PageAllocator::purge`] does all at once, and gives back what the page table has for free pages.
 //!
+//! What waits in a thread's cache goes back to its pages on the thread's slow paths, if it was not used for a period. A
+//! thread that sleeps comes by none: others take the blocks from its cache, without a word from it
+//! (`thread_cache/raise.rs`), so that an idle thread holds none.
+//!
 //! # Locks
 //!
 //! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread
-//! caches stand apart. A second bin is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of
-//! the table hold one lock at a time and none while they write. A thread that waits for a lock of its own was
+//! caches stand apart. On its slow paths a thread goes through the gate of its cache before any of these; who takes
+//! blocks from the caches of others has a lock of its own, and closes a gate only if nobody is behind it. A second bin
+//! is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of the table hold one lock at a time
+//! and none while they write. A thread that waits for a lock of its own was
 //! interrupted by a signal handler that allocates: the process ends.
 //!
 //! # What is never done

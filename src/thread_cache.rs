@@ -6,7 +6,8 @@
 //! A cache serves and takes blocks of one shard's pages, to which it is assigned when it is made; blocks of other
 //! shards that its thread frees wait in stacks of their own until they go home. On the fast path nothing is locked
 //! and nothing is atomic in more than name: the tops are `AtomicPtr` because [`totals`] reads them from other
-//! threads, and relaxed loads and stores are plain ones.
+//! threads, and relaxed loads and stores are plain ones. Slow paths go through a [gate], which others close who take what
+//! waits in the cache while its thread [sleeps](idle).
 //!
 //! A thread starts on [`EMPTY`], whose stacks are all empty and all full: its first call misses, and the slow path
 //! makes the real cache. It ends on [`GONE`], which looks the same but is never replaced: what a thread frees or
@@ -19,9 +20,15 @@
 //! it wipes the mark out, and a push marks it before it puts it there. So whatever a handler allocates and frees again, the
 //! last first, leaves both as they were. What remains is said in `SECURITY.md`.
 
+mod fast;
+mod gate;
+mod idle;
+#[cfg(not(feature = "hardened"))]
+mod raise;
 mod registry;
 mod stacks;
 
+pub(crate) use idle::{take_from_all, take_from_some};
 pub(crate) use registry::{
     call_for_blocks, component_totals, forget_other_threads, lock_registry, totals, unlock_registry,
 };
@@ -44,10 +51,13 @@ use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::slice;
 use core::sync::atomic::{AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compiler_fence};
-use registry::{CALLS, REGISTRY, Registry, share};
 #[cfg(feature = "hardened")]
-use stacks::FREED;
-use stacks::{Stacks, UNMARKED, classes, mark, put_slots};
+use fast::FREED;
+use fast::{UNMARKED, mark};
+use gate::Gate;
+use idle::IDLE;
+use registry::{CALLS, REGISTRY, Registry, share};
+use stacks::{Stacks, classes, put_slots};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
@@ -82,7 +92,7 @@ const LEAST_CHOICE: usize = 4;
 const MOST_CHOICE: usize = 16;
 
 const_assert!(LEAST_WORDS <= FIRST_WORDS && FIRST_WORDS <= COMPONENT_WORDS && COMPONENT_WORDS <= USUAL_WORDS);
-const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS <= u16::MAX as usize);
+const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS < IDLE as usize);
 const_assert!(MOST_WORDS * size_of::<usize>() <= metadata::MOST);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
@@ -109,8 +119,14 @@ pub(crate) struct ThreadCache {
     calls: Cell<u32>,
     /// Whether the local stack of a class was empty since it last overflowed.
     was_empty: [Cell<bool>; CLASS_COUNT],
-    /// The last pass of [`decay`] that was seen.
+    /// The last pass of [`decay`] that was seen, and the last with which others have looked for what is idle.
     passes: Cell<u32>,
+    looked_at: Cell<u32>,
+    /// Whoever is behind it, or has closed it, is alone in the cache, but for pushes and pops: its thread on slow paths, or
+    /// another that takes what is idle. With the feature `hardened` pushes and pops go through it, too.
+    gate: Gate,
+    /// Whether others have [raised](raise) the bottoms of stacks.
+    raised: Cell<bool>,
     #[cfg(feature = "hardened")]
     random: hardened::Random,
     /// Neighbours in the registry, which guards them.
@@ -143,6 +159,9 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     calls: Cell::new(0),
     was_empty: [const { Cell::new(false) }; CLASS_COUNT],
     passes: Cell::new(0),
+    looked_at: Cell::new(0),
+    gate: Gate::new(),
+    raised: Cell::new(false),
     #[cfg(feature = "hardened")]
     random: hardened::Random::NONE,
     next: Cell::new(ptr::null()),
@@ -233,6 +252,9 @@ impl ThreadCache {
             calls: Cell::new(CALLS.load(Relaxed)),
             was_empty: [const { Cell::new(false) }; CLASS_COUNT],
             passes: Cell::new(decay::passes()),
+            looked_at: Cell::new(decay::passes()),
+            gate: Gate::new(),
+            raised: Cell::new(false),
             #[cfg(feature = "hardened")]
             random: hardened::Random::new(),
             next: Cell::new(ptr::null()),
@@ -252,10 +274,20 @@ impl ThreadCache {
     #[cfg(feature = "hardened")]
     #[inline]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        apart(|| {
-            let (_, words) = self.local.words(class);
-            self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
-        })
+        apart(|| self.gate.try_enter().map(|_inside| self.pop_inside(class))).unwrap_or(ptr::null_mut())
+    }
+
+    #[cfg(feature = "hardened")]
+    #[inline]
+    fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
+        let (_, words) = self.local.words(class);
+        self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
+    }
+
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
+        self.local.pop(class)
     }
 
     /// A block of `class`, any near the top of the stack, or null if that has no more than `left`.
@@ -274,8 +306,8 @@ impl ThreadCache {
                 return ptr::null_mut();
             }
             let chosen = slot.sub(self.random.below(used.min(MOST_CHOICE)));
-            let value = chosen.read();
-            chosen.write(slot.read());
+            let value = (*chosen).load(Relaxed);
+            (*chosen).store((*slot).load(Relaxed), Relaxed);
             top.store(slot.sub(1), Relaxed);
             value
         };
@@ -306,6 +338,7 @@ impl ThreadCache {
         return self.local.push_warm(class, address);
         #[cfg(feature = "hardened")]
         apart(|| {
+            let Some(_inside) = self.gate.try_enter() else { return false };
             if !may_begin_at(class, address) || !self.local.has_room(class) {
                 return false;
             }
@@ -355,11 +388,11 @@ impl ThreadCache {
 
     /// A block of `class` after the stack was found empty: fills it first. Null if the heap has none.
     pub(crate) fn alloc_slow(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> *mut u8 {
-        apart(|| self.refill(heap, class))
+        self.alone(|| self.refill(heap, class))
     }
 
     fn refill(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> *mut u8 {
-        let block = self.pop(class);
+        let block = self.pop_inside(class);
         if !block.is_null() {
             return block;
         }
@@ -367,7 +400,7 @@ impl ThreadCache {
         if let (slots, used @ 1..) = self.local.slots(class) {
             heap.refuse_unmarked(slots[used - 1]);
         }
-        self.give_up_blocks(heap);
+        self.give_up(heap);
         self.was_empty[class.get()].set(true);
         self.grow(&self.local, class, most_words(class, USUAL_BYTES, USUAL_WORDS));
         let (slots, used) = self.local.slots(class);
@@ -395,7 +428,7 @@ impl ThreadCache {
 
     /// Takes back a block that [`push`](Self::push) refused, after the page table was asked whose it is.
     pub(crate) fn dealloc_slow(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
-        apart(|| self.make_room(heap, tag, address));
+        self.alone(|| self.make_room(heap, tag, address));
     }
 
     fn make_room(&self, heap: &Heap<BuildGeometry>, tag: Tag, address: usize) {
@@ -410,7 +443,7 @@ impl ThreadCache {
             return;
         }
         decay::tick_freed(heap);
-        self.give_up_blocks(heap);
+        self.give_up(heap);
         if !self.grow(stacks, class, self.most_words(tag)) {
             let (slots, used) = stacks.slots(class);
             // The older half goes; what was freed last is warm. Blocks for other shards go all at once, as none of them is
@@ -475,13 +508,21 @@ impl ThreadCache {
     /// Gives back what others have called for since the last slow path, or what was not used for a whole period.
     #[inline]
     pub(crate) fn give_up_blocks(&self, heap: &Heap<BuildGeometry>) {
+        if self.calls.get() != CALLS.load(Relaxed) || self.passes.get() != decay::passes() {
+            self.alone(|| self.give_up(heap));
+        }
+    }
+
+    /// [`give_up_blocks`](Self::give_up_blocks) of who is [alone](Self::alone) in the cache.
+    fn give_up(&self, heap: &Heap<BuildGeometry>) {
         if self.calls.get() != CALLS.load(Relaxed) {
             self.calls.set(CALLS.load(Relaxed));
-            self.flush(heap);
+            self.local.flush(heap);
+            self.remote.flush(heap);
         }
         if self.passes.get() != decay::passes() {
             self.passes.set(decay::passes());
-            apart(|| self.shrink(heap));
+            self.shrink(heap);
         }
     }
 
@@ -493,7 +534,9 @@ impl ThreadCache {
         for stacks in [&self.local, &self.remote] {
             for class in classes() {
                 let held = stacks.slots(class).1 as u16;
-                if stacks.held_then[class.get()].replace(held) == held {
+                let then = stacks.held_then[class.get()].replace(held);
+                // Who has looked from outside has noted what was idle.
+                if then == IDLE || (then == held && self.looked_at.get() != self.passes.get()) {
                     self.empty(stacks, class, heap);
                 }
             }
@@ -528,7 +571,7 @@ impl ThreadCache {
 
     /// Gives every block back to its page.
     pub(crate) fn flush(&self, heap: &Heap<BuildGeometry>) {
-        apart(|| {
+        self.alone(|| {
             self.local.flush(heap);
             self.remote.flush(heap);
         });
@@ -536,7 +579,7 @@ impl ThreadCache {
 
     /// Gives every block of another shard back to its page.
     pub(crate) fn flush_remote(&self, heap: &Heap<BuildGeometry>) {
-        apart(|| self.remote.flush(heap));
+        self.alone(|| self.remote.flush(heap));
     }
 }
 
@@ -643,12 +686,15 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
 /// # Safety
 /// It is the calling thread's, and nothing leads to it any more but the registry.
 pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
-    cache.flush(heap);
-    for stacks in [&cache.local, &cache.remote] {
-        classes().for_each(|class| stacks.drop_words(class));
-    }
-    // SAFETY: it was put there when it was made.
-    unsafe { REGISTRY.lock().remove(cache) };
+    cache.alone(|| {
+        for stacks in [&cache.local, &cache.remote] {
+            stacks.flush(heap);
+            classes().for_each(|class| stacks.drop_words(class));
+        }
+        // Behind the gate: whoever closes it finds the cache in the registry.
+        // SAFETY: it was put there when it was made.
+        unsafe { REGISTRY.lock().remove(cache) };
+    });
     // SAFETY: the cache was allocated with this size; nothing leads to it any more.
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };
 }

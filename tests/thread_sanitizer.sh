@@ -12,8 +12,9 @@ command -v rustup >/dev/null || skip "no rustup, so no other compiler"
 sysroot=$(rustup run nightly rustc --print sysroot 2>/dev/null) || skip "no nightly compiler"
 ls "$sysroot/lib/rustlib/$target/lib/"*tsan* >/dev/null 2>&1 || skip "the nightly compiler has no runtime of the sanitizer"
 
-# The standard library is not instrumented: hence the second flag. ThreadSanitizer's address space is small.
-flags="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
+# The standard library is not instrumented: hence the second flag. The sanitizer does not know what the system call `membarrier`
+# does to other threads: hence the third. Its address space is small.
+flags="--cfg pma_sanitized -Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
 export PMA_ARENA_BYTES=1073741824
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}"
 

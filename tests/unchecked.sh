@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows what each check is for. The tests of misuse, signals and forks run against builds of the library without one of
+# Shows what each check is for. The tests of misuse, signals, forks and sleeping threads run against builds of the library without one of
 # them: then what it finds goes unnoticed, a block has two owners, the page table is wrong, or the process hangs. With
 # all checks they pass.
 #
@@ -22,12 +22,14 @@ put    | misuse  | global::the_middle_of_a_block_by_the_end_of_the_thread    | t
 run    | misuse  | heap::a_run_of_another_length                             | the misuse went unnoticed
 run    | misuse  | heap::the_middle_of_the_first_page_of_a_run               | the misuse went unnoticed
 bit    | signals | a_handler_that_keeps_or_frees_small_blocks_never_has_one_handed_out_twice | 0x300
+take   | sleeping_threads | a_purge_takes_what_waits_in_the_cache_of_a_thread_that_sleeps | are left
+top    | sleeping_threads | blocks_have_one_owner_while_others_take_from_the_caches_of_threads_in_haste | test result: FAILED
 holder | signals | a_handler_that_comes_with_a_lock_held_ends_the_program_with_a_line | hangs
 atfork | fork    | children_forked_while_threads_allocate_allocate_too       | hangs
 '
 # A test that takes longer hangs.
 seconds=60
-export PMA_TEST_FORKS=60 CARGO_INCREMENTAL=0
+export PMA_TEST_FORKS=60 PMA_TEST_MILLISECONDS=10000 CARGO_INCREMENTAL=0
 
 # test <target directory> <file> <test>: says what became of it.
 run() {

@@ -8,7 +8,7 @@ pub(crate) mod signals;
 
 use core::ffi::{CStr, c_char};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{self, AtomicU32, AtomicUsize, Ordering};
 
 const PRIVATE_AND_UNCOUNTED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
@@ -400,6 +400,26 @@ pub(crate) fn at_fork(
 ) -> bool {
     // SAFETY: the functions are there for as long as the program, or the library, is.
     unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) == 0 }
+}
+
+/// A fence in all threads: each executes one between two of its instructions, wherever it is, after the call and before it
+/// returns; a thread that does not run has done so when it was stopped. What a thread wrote before its fence is read after the
+/// call; what was written before the call is read by a thread after its fence. False if the system has none.
+pub(crate) fn fence_all_threads() -> bool {
+    const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    if cfg!(any(miri, pma_unchecked = "take")) {
+        return false;
+    }
+    // SAFETY: the call touches no memory of the process.
+    let membarrier =
+        |command: libc::c_int| unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 };
+    atomic::fence(Ordering::SeqCst);
+    let fenced = membarrier(PRIVATE_EXPEDITED)
+        // Once in a process, it is to be told that it will want them.
+        || (errno() == libc::EPERM && membarrier(REGISTER_PRIVATE_EXPEDITED) && membarrier(PRIVATE_EXPEDITED));
+    atomic::fence(Ordering::SeqCst);
+    fenced
 }
 
 /// A value that each thread has of its own, with a function that is called on it when the thread ends.

@@ -57,6 +57,7 @@ impl PageMap {
 
 /// Of the `bytes` from `start` on, whole OS pages and at most [`WINDOW`] of them, those that have memory.
 pub(crate) fn bytes_with_memory(start: NonNull<u8>, bytes: usize) -> usize {
+    debug_assert!(bytes / super::page_size() <= ENTRIES);
     let mut resident = [0u8; ENTRIES];
     // SAFETY: mincore reads no memory of the range, and writes a byte for each of its pages.
     unsafe { libc::mincore(start.as_ptr().cast(), bytes, resident.as_mut_ptr()) };

@@ -1,9 +1,10 @@
 //! The registry of all thread caches: which there are, what they hold, and what is asked of all of them.
 
+use super::idle::take_from_all;
 use super::stacks::classes;
 use super::{ThreadCache, current};
 use crate::component::Family;
-use crate::heap::Heap;
+use crate::heap::{Heap, Unused};
 use crate::ledger::MOST_COMPONENTS;
 use crate::lock::Lock;
 use crate::size_class::{BuildGeometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
@@ -26,13 +27,18 @@ const SHARDS_PER_PROCESSOR: usize = 2;
 
 const_assert!(LEAST_CACHE_BYTES <= USEFUL_CACHE_BYTES && USEFUL_CACHE_BYTES <= super::CACHE_BYTES);
 
-/// All caches, for those who want to know what they hold.
+/// Walks that there are at a time: one for [each](Unused) kind of what is taken.
+const WALKS: usize = 2;
+
+/// All caches, for those who want to know what they hold, or take it.
 pub(super) struct Registry {
     first: *const ThreadCache,
     /// Caches alive, by shard.
     of_shard: [u32; SHARDS],
     /// Shards that threads are spread over; 0 before there is a second one.
     in_use: usize,
+    /// The next caches for those who [walk](Self::next_on_walk) over all of them.
+    walks: [*const ThreadCache; WALKS],
 }
 
 // SAFETY: the registry holds addresses; who follows them holds its lock.
@@ -45,7 +51,10 @@ pub(super) static CALLS: AtomicU32 = AtomicU32::new(0);
 static CACHES: AtomicUsize = AtomicUsize::new(0);
 
 pub(super) static REGISTRY: Lock<Registry> =
-    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0 });
+    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0, walks: [ptr::null(); WALKS] });
+
+/// Whoever has it may close the gate of a cache, with the registry locked, and takes blocks from that cache.
+pub(super) static TAKER: Lock<()> = Lock::new(());
 
 /// Bytes of blocks that a cache may have slots for, where there are so many.
 pub(super) fn share() -> usize {
@@ -118,7 +127,24 @@ impl Registry {
                 next.previous.set(cache.previous.get());
             }
         }
+        for next in self.walks.iter_mut().filter(|next| ptr::eq(**next, cache)) {
+            *next = cache.next.get();
+        }
         CACHES.fetch_sub(1, Relaxed);
+    }
+
+    /// Has the walks of a kind begin anew. Several at a time are one: what any of them has come by, each has.
+    pub(super) fn begin_walk(&mut self, kind: Unused) {
+        self.walks[kind as usize] = self.first;
+    }
+
+    /// Where a walk goes on: at a cache that it has not come by; `None` at its end. Caches made meanwhile are left out.
+    pub(super) fn next_on_walk(&mut self, kind: Unused) -> Option<&ThreadCache> {
+        let next = &mut self.walks[kind as usize];
+        // SAFETY: caches in the registry are alive while it is locked, and those taken out are next to nobody.
+        let cache = unsafe { next.as_ref() }?;
+        *next = cache.next.get();
+        Some(cache)
     }
 
     fn caches(&self) -> impl Iterator<Item = &ThreadCache> {
@@ -128,17 +154,19 @@ impl Registry {
     }
 }
 
-/// Gives back all blocks of the calling thread's caches, and calls for those of all others.
+/// Gives back all blocks of the calling thread's caches, and of others what can be taken from them; calls for the rest.
 pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
     CALLS.fetch_add(1, Relaxed);
     let cache = current();
     if !cache.is_sentinel() {
         Family::caches_of(cache, |cache| cache.give_up_blocks(heap));
     }
+    take_from_all(heap, Unused::All);
 }
 
-/// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile.
+/// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile, and nobody takes blocks from caches.
 pub(crate) fn lock_registry() {
+    mem::forget(TAKER.lock());
     mem::forget(REGISTRY.lock());
 }
 
@@ -148,7 +176,10 @@ pub(crate) fn lock_registry() {
 /// This thread, or in a child process the one that forked, locked it.
 pub(crate) unsafe fn unlock_registry() {
     // SAFETY: the caller's lock; no reference to the registry was kept.
-    unsafe { REGISTRY.unlock_leaked() };
+    unsafe {
+        REGISTRY.unlock_leaked();
+        TAKER.unlock_leaked();
+    }
 }
 
 /// Takes all caches but the calling thread's out of the registry. What they hold is lost.
@@ -159,6 +190,7 @@ pub(crate) unsafe fn forget_other_threads() {
     // SAFETY: the caller's lock.
     let registry = unsafe { REGISTRY.leaked() };
     registry.first = ptr::null();
+    registry.walks = [ptr::null(); WALKS];
     registry.of_shard = [0; SHARDS];
     CACHES.store(0, Relaxed);
     let current = current();

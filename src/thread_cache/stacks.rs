@@ -1,7 +1,9 @@
-//! Stacks of block addresses, one for each size class: what a thread cache is made of, and its fast paths.
+//! Stacks of block addresses, one for each size class: what a thread cache is made of.
 //!
-//! Owned by one thread, which alone changes them. Nothing is atomic in more than name: others read the tops to count.
+//! Owned by one thread, which alone pushes and pops. Nothing is atomic in more than name: others read the tops to count, and
+//! [take](super::raise) what lies at the bottom.
 
+use super::fast::{self, BOTTOM, LID, UNMARKED, mark};
 #[cfg(feature = "hardened")]
 use crate::hardened;
 use crate::heap::Heap;
@@ -15,39 +17,22 @@ use crate::units::ClassIndex;
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{AtomicPtr, AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compiler_fence};
-
-/// What a free block of the process heap begins with: it is written when the block is freed, and looked at and wiped
-/// out when it is handed out. A block that has lost it meanwhile was handed out already, as it was freed twice, or was
-/// written to by somebody who had freed it.
-///
-/// No block, and no decision but to end the program, depends on what a block holds: a program that writes this itself
-/// goes unnoticed at worst. It fits into an instruction, and is no address.
-pub(super) const FREED: u64 = -0x0F11_4EED_i64 as u64;
-/// Set in the slot of a block that need not begin with [`FREED`]: it was never in use since its page was divided, or
-/// the system has taken its contents.
-pub(super) const UNMARKED: usize = 1 << (usize::BITS - 1);
-
-/// Lies below the lowest slot of a stack, as an unmarked block at no address: what `pop` finds there says that the
-/// stack is empty.
-const BOTTOM: usize = UNMARKED;
-/// Lies above the highest slot of a stack: what `push` finds there says that the stack is full. No block is at
-/// this address, and no free slot holds this value.
-const LID: usize = 1;
+use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize, Ordering::Relaxed};
 
 /// The stack of every class that has none yet: empty and full.
-static NO_STACK: [AtomicPtr<u64>; 2] =
-    [AtomicPtr::new(ptr::without_provenance_mut(BOTTOM)), AtomicPtr::new(ptr::without_provenance_mut(LID))];
+static NO_STACK: [AtomicUsize; 2] = [AtomicUsize::new(BOTTOM), AtomicUsize::new(LID)];
 
 /// A stack of addresses for each class. Its words are [`BOTTOM`], slots, and [`LID`].
 pub(super) struct Stacks {
-    /// The highest slot in use, or the bottom.
-    tops: [AtomicPtr<usize>; CLASS_COUNT],
+    /// The highest slot in use, or the bottom. It is written after the slot.
+    tops: [AtomicPtr<AtomicUsize>; CLASS_COUNT],
     /// The first word.
-    starts: [AtomicPtr<usize>; CLASS_COUNT],
+    starts: [AtomicPtr<AtomicUsize>; CLASS_COUNT],
     /// The number of words.
     lens: [AtomicU16; CLASS_COUNT],
-    /// How many blocks each held when the last pass of [`decay`] was seen.
+    /// Where among the words the bottom is, if others have [taken](super::raise) what was below.
+    pub(super) bottoms: [AtomicU16; CLASS_COUNT],
+    /// How many blocks each held when the last pass of [`decay`](crate::decay) was seen; or [`IDLE`](super::idle::IDLE).
     pub(super) held_then: [Cell<u16>; CLASS_COUNT],
 }
 
@@ -66,14 +51,6 @@ fn prefetch_for_writing(address: usize) {
         core::arch::asm!("prfm pstl1keep, [{address}]", address = in(reg) address, options(nostack, preserves_flags, readonly));
     }
     let _ = address;
-}
-
-/// Writes down in a block that it is free.
-#[inline(always)]
-pub(super) fn mark(address: usize) {
-    // SAFETY: the page table says that the address lies in a page of blocks, whose memory is committed, and the one who
-    // frees a block gives it up. If there is no block at the address, the program will end for it.
-    unsafe { ptr::with_exposed_provenance_mut::<u64>(address).write_unaligned(FREED) };
 }
 
 /// Gives the blocks of slots back to their pages.
@@ -133,9 +110,10 @@ fn mark_all<'a>(_: &Heap<BuildGeometry>, class: ClassIndex, slots: &'a mut [usiz
 impl Stacks {
     #[allow(clippy::declare_interior_mutable_const)] // copied into each cache
     pub(super) const NONE: Stacks = Stacks {
-        tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut usize) }; CLASS_COUNT],
+        tops: [const { AtomicPtr::new(&raw const NO_STACK as *mut AtomicUsize) }; CLASS_COUNT],
         starts: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT],
         lens: [const { AtomicU16::new(0) }; CLASS_COUNT],
+        bottoms: [const { AtomicU16::new(0) }; CLASS_COUNT],
         held_then: [const { Cell::new(0) }; CLASS_COUNT],
     };
 
@@ -145,76 +123,32 @@ impl Stacks {
         Stacks { tops: [const { AtomicPtr::new(ptr::null_mut()) }; CLASS_COUNT], ..Stacks::NONE };
 
     #[inline(always)]
-    pub(super) fn top(&self, class: ClassIndex) -> &AtomicPtr<usize> {
+    pub(super) fn top(&self, class: ClassIndex) -> &AtomicPtr<AtomicUsize> {
         debug_assert!(class.get() < CLASS_COUNT);
         // SAFETY: class indices are below the number of classes: the tables that yield them say so.
         unsafe { self.tops.get_unchecked(class.get()) }
     }
 
-    /// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
-    ///
-    /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it
-    /// there, and one that took it before has left neither mark nor bit.
+    /// The block on top, which is removed; null if there is none, or if somebody has it.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     pub(super) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        let top = self.top(class);
-        let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use or to the bottom; below the former there is a slot or the bottom. A slot
-        // holds the address of a block, whose first word may be read and written.
-        unsafe {
-            let value = slot.read();
-            if value & UNMARKED != 0 {
-                let address = value & !UNMARKED;
-                if address == 0 {
-                    return ptr::null_mut();
-                }
-                top.store(slot.sub(1), Relaxed);
-                compiler_fence(SeqCst);
-                if slot.read_volatile() == value {
-                    // Should the slot be found in use again, the block in it is to be looked at.
-                    if cfg!(not(pma_unchecked = "bit")) {
-                        slot.write(address);
-                    }
-                    return ptr::with_exposed_provenance_mut(address);
-                }
-            } else {
-                let block = ptr::with_exposed_provenance_mut::<u64>(value);
-                top.store(slot.sub(1), Relaxed);
-                compiler_fence(SeqCst);
-                if block.read() == FREED || cfg!(pma_unchecked = "mark") {
-                    block.write(0);
-                    return block.cast();
-                }
-            }
-            top.store(slot, Relaxed);
-            ptr::null_mut()
-        }
+        // SAFETY: each top leads to a slot in use or to the bottom, and the stacks are the calling thread's.
+        unsafe { fast::pop(self.top(class)) }
     }
 
     /// Puts `address` on top; false if there is no room.
     #[inline(always)]
     pub(super) fn push(&self, class: ClassIndex, address: usize) -> bool {
-        let top = self.top(class);
-        // SAFETY: above a slot in use, and above the bottom, there is a slot or `LID`.
-        unsafe {
-            let slot = top.load(Relaxed).add(1);
-            if slot.read() == LID {
-                return false;
-            }
-            mark(address);
-            compiler_fence(SeqCst);
-            slot.write(address);
-            top.store(slot, Relaxed);
-        }
-        true
+        // SAFETY: as above.
+        unsafe { fast::push(self.top(class), address) }
     }
 
     /// Whether there is room for one block more.
     #[cfg(feature = "hardened")]
     pub(super) fn has_room(&self, class: ClassIndex) -> bool {
         // SAFETY: as in `push`.
-        unsafe { self.top(class).load(Relaxed).add(1).read() != LID }
+        unsafe { (*self.top(class).load(Relaxed).add(1)).load(Relaxed) != LID }
     }
 
     /// [`push`](Self::push) of a block that this thread is to hand out again.
@@ -227,7 +161,7 @@ impl Stacks {
         pushed
     }
 
-    /// The slots of a class, from the bottom up, and how many of them are in use.
+    /// The slots of a class, from the bottom up, and how many of them are in use. The bottom is where the words begin.
     #[allow(clippy::mut_from_ref)] // the slots are this thread's alone, and it uses them one function at a time
     pub(super) fn slots(&self, class: ClassIndex) -> (&mut [usize], usize) {
         let (start, len) = self.words(class);
@@ -237,13 +171,18 @@ impl Stacks {
         // SAFETY: the words are this thread's; the reference ends before they are used otherwise. `top` lies within.
         unsafe {
             let used = self.top(class).load(Relaxed).offset_from_unsigned(start);
-            (slice::from_raw_parts_mut(start.add(1), len - 2), used)
+            (slice::from_raw_parts_mut(start.add(1).cast(), len - 2), used)
         }
     }
 
     /// Where the words of a class are, and how many.
-    pub(super) fn words(&self, class: ClassIndex) -> (*mut usize, usize) {
+    pub(super) fn words(&self, class: ClassIndex) -> (*mut AtomicUsize, usize) {
         (self.starts[class.get()].load(Relaxed), self.lens[class.get()].load(Relaxed).into())
+    }
+
+    /// Where the bottom of a class is.
+    pub(super) fn bottom(&self, class: ClassIndex) -> usize {
+        self.bottoms[class.get()].load(Relaxed).into()
     }
 
     pub(super) fn set_used(&self, class: ClassIndex, used: usize) {
@@ -265,7 +204,7 @@ impl Stacks {
             new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
         }
         self.drop_words(class);
-        self.starts[class.get()].store(new, Relaxed);
+        self.starts[class.get()].store(new.cast(), Relaxed);
         self.lens[class.get()].store(len as u16, Relaxed);
         self.set_used(class, used);
         true
@@ -285,7 +224,7 @@ impl Stacks {
     /// Gives the words of a class back, whatever is in them.
     pub(super) fn drop_words(&self, class: ClassIndex) {
         let (start, len) = self.words(class);
-        self.top(class).store(&raw const NO_STACK as *mut usize, Relaxed);
+        self.top(class).store(&raw const NO_STACK as *mut AtomicUsize, Relaxed);
         self.lens[class.get()].store(0, Relaxed);
         if let Some(start) = NonNull::new(start.cast()) {
             // SAFETY: the words were allocated with this length, and nothing leads to them any more.
@@ -297,7 +236,8 @@ impl Stacks {
     /// Blocks held, as another thread may count them: near the truth while the owner is at work.
     pub(super) fn held(&self, class: ClassIndex) -> usize {
         let (start, len) = self.words(class);
-        let used = self.top(class).load(Relaxed).addr().wrapping_sub(start.addr()) / size_of::<usize>();
+        let bottom = start.wrapping_add(self.bottom(class)).addr();
+        let used = self.top(class).load(Relaxed).addr().wrapping_sub(bottom) / size_of::<usize>();
         if !start.is_null() && used < len { used } else { 0 }
     }
 }
