@@ -58,11 +58,10 @@ impl<G: Geometry> Heap<G> {
             return true;
         }
         let block = self.geometry().classes().block(tag.class());
-        let has_huge_pages = self.may_be_huge(self.pages_in_use());
-        let blocks = self.geometry().capacity(tag.class()) * block;
         block > sys::page_size()
-            && has_huge_pages
+            && self.may_be_huge(self.pages_in_use())
             && !bin.expects_whole(|page| {
+                let blocks = self.geometry().capacity(tag.class()) * block;
                 let touched = || resident::bytes_with_memory(self.at(page), self.page_size());
                 let is_same = self.table.tag(page) == tag;
                 is_same.then(|| touched() >= blocks - blocks / UNTOUCHED_SHARE)
