@@ -8,8 +8,8 @@
 //! their owners' concern.
 //!
 //! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most what
-//! a cache has slots for, mostly far less. To flush them would not be safe. Nothing locks a cache but that its
-//! thread alone uses it, and the other threads go on while the system copies the address space, one OS page after
+//! a cache has slots for, mostly far less. To flush them would not be safe. No lock keeps a
+//! thread from its own cache, and the other threads go on while the system copies the address space, one OS page after
 //! another: a block that was on its way from one thread to another may be in both of their caches, or in use and
 //! in a cache. What the locks guard is copied while it stands still.
 //!

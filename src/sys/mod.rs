@@ -411,9 +411,10 @@ pub(crate) fn fence_all_threads() -> bool {
     if cfg!(any(miri, pma_unchecked = "take")) {
         return false;
     }
-    // SAFETY: the call touches no memory of the process.
-    let membarrier =
-        |command: libc::c_int| unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 };
+    let membarrier = |command: libc::c_int| {
+        // SAFETY: the call touches no memory of the process.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+    };
     atomic::fence(Ordering::SeqCst);
     let fenced = membarrier(PRIVATE_EXPEDITED)
         // Once in a process, it is to be told that it will want them.

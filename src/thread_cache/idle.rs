@@ -154,8 +154,8 @@ impl ThreadCache {
                 if fenced && raise.is_done() {
                     self.raised.set(true);
                     // SAFETY: the gate is closed, and the raise is done.
-                    bytes +=
-                        unsafe { stacks.take_below(raise, *class, heap) } * SizeClasses::BUILD.block(*class);
+                    let taken = unsafe { stacks.take_below(raise, *class, heap) };
+                    bytes += taken * SizeClasses::BUILD.block(*class);
                 } else {
                     raise.undo();
                 }
