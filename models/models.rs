@@ -349,27 +349,12 @@ impl TakenFrom {
     }
 
     fn pop(&self) -> Option<usize> {
-        let address = if is_broken("second look") {
-            self.pop_without_second_look()
-        } else {
-            // SAFETY: the top leads to a slot in use, or to the bottom; one thread pops.
-            unsafe { fast::pop(&self.top) }.addr()
-        };
+        // SAFETY: the top leads to a slot in use, or to the bottom; one thread pops.
+        let address = unsafe { fast::pop(&self.top) }.addr();
         (address != 0).then(|| {
             self.moves(address, Place::Stack, Place::Owner);
             address
         })
-    }
-
-    /// `fast::pop` as it would be if it read the slot only once.
-    fn pop_without_second_look(&self) -> usize {
-        let slot = self.top.load(Relaxed);
-        // SAFETY: as above.
-        let address = unsafe { (*slot).load(Relaxed) } & !fast::UNMARKED;
-        if address != 0 {
-            self.top.store(slot.wrapping_sub(1), Relaxed);
-        }
-        address
     }
 
     /// What the owner does; what it has popped it pushes again.
@@ -404,13 +389,13 @@ impl TakenFrom {
         (self.top.load(Relaxed).addr() - self.word(self.bottom.get()).addr()) / size_of::<Word>()
     }
 
-    /// What a taker does: `ThreadCache::take_from_fast_paths` and `Stacks::take_below`, for one stack. A lock does for the
-    /// gate, which has a model of its own.
-    fn take(&self) {
+    /// What a taker does who leaves so many blocks: `ThreadCache::take` and `Stacks::take_below`, for one stack. A lock does for
+    /// the gate, which has a model of its own.
+    fn take(&self, left: usize) {
         let Some(_alone) = self.lock.try_lock() else { return };
         let bottom = self.bottom.get();
         // SAFETY: the lock is held, and the top leads to a word.
-        let Some(mut raise) = (unsafe { raise::Raise::begin(&self.top, self.word(bottom)) }) else {
+        let Some(mut raise) = (unsafe { raise::Raise::begin(&self.top, self.word(bottom), left) }) else {
             return;
         };
         sys::fence_all_threads();
@@ -453,7 +438,8 @@ fn take_from(steps: &'static [Step], unmarked: bool, times: usize) {
             let stack = Arc::clone(&stack);
             thread::spawn(move || {
                 sys::be(20);
-                (0..times).for_each(|_| stack.take());
+                let left = if is_broken("left") { 0 } else { 1 };
+                (0..times).for_each(|_| stack.take(left));
             })
         };
         sys::begin_to_run();
@@ -513,8 +499,8 @@ fn a_block_has_two_owners_if_others_execute_one_fence_only() {
 
 #[test]
 #[should_panic(expected = "has two owners")]
-fn a_block_has_two_owners_if_a_pop_does_not_look_again() {
-    with_broken("second look", || take_from(&DOWN, false, 1));
+fn a_block_has_two_owners_if_none_is_left() {
+    with_broken("left", || take_from(&DOWN, false, 1));
 }
 
 /// A stack that is only pushed to, and taken from to the top.
@@ -538,7 +524,7 @@ fn a_stack_that_is_only_pushed_to_is_taken_whole() {
                 sys::come_to_rest();
             })
         };
-        stack.take();
+        stack.take(0);
         owner.join().unwrap();
         stack.check();
     });

@@ -1,7 +1,7 @@
 //! The fast paths: a block goes onto a stack, and off it.
 //!
 //! The words of a stack are [`BOTTOM`], slots, and [`LID`]. What the thread of the stack does here is ordered for signal
-//! handlers, who interrupt it, and for others, who [take](super::raise) what is in the stack: that costs a compare for each pop.
+//! handlers, who interrupt it, and for others, who [take](super::raise) what is below the top.
 
 use crate::sync::{AtomicPtr, AtomicUsize};
 use core::ptr;
@@ -27,7 +27,6 @@ pub(super) const LID: usize = 1;
 
 /// ThreadSanitizer knows nothing of [fences in all threads](crate::sys::fence_all_threads): for it, a top tells what was written
 /// before it.
-#[cfg_attr(feature = "hardened", allow(dead_code))] // a gate tells it there
 pub(super) const TOP_IS_READ: Ordering = if cfg!(pma_sanitized) { Ordering::Acquire } else { Relaxed };
 const TOP_IS_WRITTEN: Ordering = if cfg!(pma_sanitized) { Ordering::Release } else { Relaxed };
 
@@ -63,36 +62,10 @@ unsafe fn is_lid(word: *const AtomicUsize) -> bool {
     }
 }
 
-/// Whether a word is what it was; that it is so is what is expected.
-#[cfg(not(feature = "hardened"))]
-#[inline(always)]
-unsafe fn is_still(word: *const AtomicUsize, value: usize) -> bool {
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom, pma_sanitized))))]
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "cmp qword ptr [{word}], {value}",
-            "jne {no}",
-            word = in(reg) word,
-            value = in(reg) value,
-            no = label { return false },
-            options(nostack, readonly),
-        );
-        true
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, pma_sanitized)))))]
-    // SAFETY: as above.
-    unsafe {
-        (*word).load(Relaxed) == value
-    }
-}
-
-/// The block on top, which is removed; null if there is none, if somebody takes it just then, or if it should be [`FREED`] and
-/// is not.
+/// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
 ///
 /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it there, and
-/// one that took it before has left neither mark nor bit. Likewise the slot is looked at again: whoever takes the block has put
-/// [`BOTTOM`] there before he looks where the top is.
+/// one that took it before has left neither mark nor bit.
 ///
 /// # Safety
 /// `top` leads to a slot in use of the calling thread's stack, or to the bottom.
@@ -112,7 +85,7 @@ pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> *mut u8 {
             }
             top.store(slot.sub(1), TOP_IS_WRITTEN);
             compiler_fence(SeqCst);
-            if is_still(slot, value) {
+            if (*slot).load(Relaxed) == value {
                 // Should the slot be found in use again, the block in it is to be looked at.
                 if cfg!(not(pma_unchecked = "bit")) {
                     (*slot).store(address, Relaxed);
@@ -123,9 +96,7 @@ pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> *mut u8 {
             let block = ptr::with_exposed_provenance_mut::<u64>(value);
             top.store(slot.sub(1), TOP_IS_WRITTEN);
             compiler_fence(SeqCst);
-            if (is_still(slot, value) || cfg!(pma_unchecked = "top"))
-                && (block.read() == FREED || cfg!(pma_unchecked = "mark"))
-            {
+            if block.read() == FREED || cfg!(pma_unchecked = "mark") {
                 block.write(0);
                 return block.cast();
             }

@@ -1,36 +1,33 @@
 //! What waits in the caches of threads that do not come by a slow path, as they are asleep: others take it.
 //!
-//! `purge()` takes all from all caches. The passes of [`decay`] take what did not change for a whole period, as each
-//! thread does with its own on its slow paths. Whoever takes closes the [gate](super::gate) of the cache, which its thread goes
-//! through on slow paths; if it finds the thread inside, it leaves that cache alone. How blocks are taken while the thread may be
-//! on a fast path is said in [raise](super::raise). With the feature `hardened`, where a pop reads and writes anywhere near the
-//! top, fast paths go through the gate, too.
+//! `purge()` takes from all caches what can be taken. The passes of [`decay`] take what did not change for a whole period, as
+//! each thread does with its own on its slow paths. Whoever takes closes the [gate](super::gate) of the cache, which its thread
+//! goes through on slow paths; if it finds the thread inside, it leaves that cache alone. How blocks are taken while the thread
+//! may be on a fast path is said in [raise](super::raise): all but one of each class. Of the classes of the largest blocks, which
+//! are handed out behind the gate, nothing is left. With the feature `hardened`, where a pop reads and writes anywhere near the
+//! top, all pops and pushes go through the gate.
 //!
 //! The words of a stack stay with its thread, which on its next slow path moves what it has pushed since down to their beginning.
 
-#[cfg(not(feature = "hardened"))]
 use super::fast::BOTTOM;
-#[cfg(not(feature = "hardened"))]
 use super::raise::Raise;
 use super::registry::{REGISTRY, TAKER};
 use super::stacks::{Stacks, classes, put_slots};
-use super::{ThreadCache, apart};
+use super::{FAST_CLASSES, ThreadCache, apart};
 use crate::decay;
 use crate::heap::{Heap, Unused};
 use crate::size_class::{BuildGeometry, SizeClasses};
-#[cfg(not(feature = "hardened"))]
 use crate::sys;
 use crate::tls;
 use crate::units::ClassIndex;
+use core::cell::Cell;
 use core::ptr;
-#[cfg(not(feature = "hardened"))]
 use core::slice;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// Stands for the number of blocks that a stack held at the last pass, if that was what it had held before: then it was idle.
 pub(super) const IDLE: u16 = u16::MAX;
 /// Stacks that are raised between the same two fences.
-#[cfg(not(feature = "hardened"))]
 const AT_ONCE: usize = 32;
 
 /// Takes what it can from all caches, of a kind. Returns how many bytes of blocks that were.
@@ -57,7 +54,7 @@ fn take_from_next(heap: &Heap<BuildGeometry>, kind: Unused) -> Option<usize> {
         let _taker = TAKER.lock();
         let mut registry = REGISTRY.lock();
         let cache = registry.next_on_walk(kind)?;
-        if ptr::eq(cache, own) || cache.is_empty() || !cache.gate.close() {
+        if ptr::eq(cache, own) || cache.has_nothing() || !cache.gate.close() {
             return Some(0);
         }
         let cache = ptr::from_ref(cache);
@@ -85,9 +82,19 @@ impl ThreadCache {
         })
     }
 
-    /// Whether nothing waits in it, as far as can be seen from outside.
-    fn is_empty(&self) -> bool {
-        classes().all(|class| self.local.held(class) + self.remote.held(class) == 0)
+    /// How many blocks stay in one of its stacks: one that the thread may be about to pop, if it does so on a fast path.
+    fn left_of(&self, stacks: &Stacks, class: ClassIndex) -> usize {
+        let is_popped = ptr::eq(stacks, &self.local) && class.get() < FAST_CLASSES;
+        usize::from(is_popped && !cfg!(any(feature = "hardened", pma_unchecked = "top")))
+    }
+
+    fn stacks(&self) -> impl Iterator<Item = (&Stacks, ClassIndex)> {
+        [&self.local, &self.remote].into_iter().flat_map(|stacks| classes().map(move |class| (stacks, class)))
+    }
+
+    /// Whether nothing can be taken from it, as far as can be seen from outside.
+    fn has_nothing(&self) -> bool {
+        self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks, class))
     }
 
     /// Takes what it can of a kind. Returns how many bytes of blocks that were. The caller has closed the gate.
@@ -99,53 +106,29 @@ impl ThreadCache {
             }
             self.looked_at.set(pass);
         }
-        let both = [&self.local, &self.remote]
-            .into_iter()
-            .flat_map(|stacks| classes().map(move |class| (stacks, class)));
-        let wanted = both.filter(|&(stacks, class)| {
+        let bytes = Cell::new(0);
+        let count = |class, taken| bytes.set(bytes.get() + taken * SizeClasses::BUILD.block(class));
+        let wanted = self.stacks().filter(|&(stacks, class)| {
             !stacks.words(class).0.is_null() && (kind == Unused::All || stacks.is_idle(class))
         });
-        #[cfg(feature = "hardened")]
-        return Self::take_behind_gate(heap, wanted);
-        #[cfg(not(feature = "hardened"))]
-        self.take_from_fast_paths(heap, wanted)
-    }
-
-    #[cfg(feature = "hardened")]
-    fn take_behind_gate<'a>(
-        heap: &Heap<BuildGeometry>,
-        wanted: impl Iterator<Item = (&'a Stacks, ClassIndex)>,
-    ) -> usize {
-        let mut bytes = 0;
-        for (stacks, class) in wanted {
-            let (slots, used) = stacks.slots(class);
-            put_slots(heap, class, &mut slots[..used]);
-            stacks.set_used(class, 0);
-            bytes += used * SizeClasses::BUILD.block(class);
-        }
-        bytes
-    }
-
-    #[cfg(not(feature = "hardened"))]
-    fn take_from_fast_paths<'a>(
-        &self,
-        heap: &Heap<BuildGeometry>,
-        wanted: impl Iterator<Item = (&'a Stacks, ClassIndex)>,
-    ) -> usize {
         let mut begun = wanted.filter_map(|(stacks, class)| {
+            if cfg!(feature = "hardened") {
+                count(class, stacks.take_behind_gate(class, heap));
+                return None;
+            }
             let bottom = stacks.words(class).0.wrapping_add(stacks.bottom(class));
-            // SAFETY: the gate is closed. `top` leads to a word of the stack, which has words.
-            let raise = unsafe { Raise::begin(stacks.top(class), bottom) }?;
+            // SAFETY: the gate is closed. `top` leads to a word of the stack, which has words; those of which nothing
+            // is left are not popped on fast paths.
+            let raise = unsafe { Raise::begin(stacks.top(class), bottom, self.left_of(stacks, class)) }?;
             Some((stacks, class, raise))
         });
-        let mut bytes = 0;
         loop {
             let mut raises: [_; AT_ONCE] = core::array::from_fn(|_| None);
             for (place, raise) in raises.iter_mut().zip(&mut begun) {
                 *place = Some(raise);
             }
             if raises[0].is_none() {
-                return bytes;
+                return bytes.get();
             }
             let mut fenced = sys::fence_all_threads();
             raises.iter_mut().flatten().for_each(|(_, _, raise)| raise.look());
@@ -154,8 +137,7 @@ impl ThreadCache {
                 if fenced && raise.is_done() {
                     self.raised.set(true);
                     // SAFETY: the gate is closed, and the raise is done.
-                    let taken = unsafe { stacks.take_below(raise, *class, heap) };
-                    bytes += taken * SizeClasses::BUILD.block(*class);
+                    count(*class, unsafe { stacks.take_below(raise, *class, heap) });
                 } else {
                     raise.undo();
                 }
@@ -175,11 +157,18 @@ impl Stacks {
         idle
     }
 
+    /// Gives the blocks of a stack that is only used behind the gate back to their pages. Returns how many.
+    fn take_behind_gate(&self, class: ClassIndex, heap: &Heap<BuildGeometry>) -> usize {
+        let (slots, used) = self.slots(class);
+        put_slots(heap, class, &mut slots[..used]);
+        self.set_used(class, 0);
+        used
+    }
+
     /// Gives the blocks up to the new bottom of a stack back to their pages. Returns how many.
     ///
     /// # Safety
     /// The caller has closed the gate of the cache, and has [raised](Raise) the bottom of this stack.
-    #[cfg(not(feature = "hardened"))]
     unsafe fn take_below(&self, raise: &Raise<'_>, class: ClassIndex, heap: &Heap<BuildGeometry>) -> usize {
         let start = self.words(class).0;
         let old = start.wrapping_add(self.bottom(class)).cast::<usize>();
