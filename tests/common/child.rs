@@ -32,7 +32,8 @@ pub fn cases<T: Copy>(all: &[T]) -> impl Iterator<Item = T> {
 const LONGEST: u32 = 120;
 
 /// Runs `body` in a child process that `prepare` may give limits, and returns what became of it. `body` is a closure
-/// of the test function itself: its type tells the test's name. Where there is more than one, they are for [`cases`]. A child whose `body` returns exits with success.
+/// of the test function itself: its type tells the test's name. Where there is more than one, they are for [`cases`]. A child whose
+/// `body` returns exits with success.
 pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Output {
     if env::var_os(CHILD).is_some() {
         // Of std's own hook and unwinding both want memory, of which there may be none.
@@ -56,7 +57,10 @@ pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Out
         .env(CASE, AT.get().to_string())
         .stdin(Stdio::null());
     prepare(&mut command);
-    command.output().expect("the test binary can be started")
+    let output = command.output().expect("the test binary can be started");
+    // It would have done nothing, and ended well.
+    assert!(output.stdout.starts_with(b"\nrunning 1 test\n"), "there is no test {name}");
+    output
 }
 
 /// What a process wrote, as text.
