@@ -6,6 +6,11 @@ use std::{env, fmt::Write as _, fs, path::Path, process};
 /// The bottom of the size classes: 8-byte steps up to `8 * steps_per_doubling * 2`.
 const GRANULE: usize = 8;
 
+/// No block has this size, but the next one, which is a multiple of 16. It is what the standard library allocates for a panic,
+/// until 2026 with an alignment of 8, although unwinders rely on 16: LLVM's does, which programs linked with musl have
+/// (<https://github.com/rust-lang/rust/pull/161368>).
+const PANIC: usize = 56;
+
 /// `offset / block == (offset * reciprocal) >> RECIPROCAL_SHIFT` for every offset within a page.
 const RECIPROCAL_SHIFT: u32 = 44;
 
@@ -71,12 +76,15 @@ fn main() {
 /// Block sizes in ascending order; entry 0 is the class that is none.
 ///
 /// `GRANULE` steps as long as one is no more than `1 / steps` of the size, then `steps` classes to a
-/// doubling: a request wastes less than `1 / (steps + 1)` of its block, at most 12.5 %.
+/// doubling: a request wastes less than `1 / (steps + 1)` of its block, at most 12.5 %. [`PANIC`] is
+/// left out.
 fn block_sizes(steps: usize, largest: usize) -> Vec<usize> {
     let mut blocks = vec![0];
     let mut block = GRANULE;
     while block <= largest {
-        blocks.push(block);
+        if block != PANIC {
+            blocks.push(block);
+        }
         let doubling = 1 << block.ilog2();
         block += GRANULE.max(doubling / steps);
     }

@@ -254,7 +254,7 @@ fn a_soft_limit_is_told_when_a_run_grows() {
                 let (soft_limit, before) = if moved { (3 * MIB, 2 * MIB) } else { (MIB, 500_000) };
                 let component = Component::new(name).soft_limit(soft_limit, listen);
                 let mut run: Vec<u8> = component.enter(|| Vec::with_capacity(before));
-                let behind: Vec<u8> = Vec::with_capacity(if moved { before } else { 10 });
+                let behind: Vec<u8> = Vec::with_capacity(if moved { before } else { 0 });
                 let start = run.as_ptr();
                 let mut grow = || run.reserve_exact(2 * soft_limit);
                 if inside {

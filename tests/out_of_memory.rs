@@ -17,8 +17,13 @@ use pattern::{fill, verify};
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
 
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = libc::c_int;
+
 /// Gives a child a limit before it runs anything.
-fn limited(resource: libc::__rlimit_resource_t, bytes: usize) -> impl FnOnce(&mut Command) {
+fn limited(resource: Resource, bytes: usize) -> impl FnOnce(&mut Command) {
     move |command| {
         let limit = libc::rlimit { rlim_cur: bytes as _, rlim_max: bytes as _ };
         // SAFETY: setrlimit is all that is called between fork and exec.

@@ -30,7 +30,9 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Gives the calling thread a real-time priority: it runs before all of lower priority, for as long as it likes.
 fn set_priority(priority: i32) -> Result<(), io::Error> {
-    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: zeros are valid parameters.
+    let mut parameters: libc::sched_param = unsafe { mem::zeroed() };
+    parameters.sched_priority = priority;
     // SAFETY: the parameters are read.
     match unsafe { libc::pthread_setschedparam(libc::pthread_self(), libc::SCHED_FIFO, &parameters) } {
         0 => Ok(()),

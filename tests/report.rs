@@ -86,9 +86,10 @@ fn dump(number: u32) -> (String, String, String) {
     let start = Instant::now();
     loop {
         let of_kind = |extension| fs::read_to_string(path.with_extension(extension)).unwrap_or_default();
-        let (text, document, page) = (of_kind("txt"), of_kind("json"), of_kind("html"));
+        // The last to be written.
+        let page = of_kind("html");
         if page.ends_with("</html>\n") {
-            return (text, document, page);
+            return (of_kind("txt"), of_kind("json"), page);
         }
         assert!(start.elapsed() < Duration::from_secs(60), "no dump in {}", path.display());
         thread::sleep(Duration::from_millis(5));

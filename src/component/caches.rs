@@ -12,6 +12,8 @@ use crate::tls;
 use crate::units::ComponentIndex;
 use core::alloc::Layout;
 use core::cell::Cell;
+#[cfg(feature = "std")]
+use core::hint;
 use core::mem;
 use core::ptr::{self, NonNull};
 use static_assertions::const_assert;
@@ -92,10 +94,26 @@ impl Family {
     }
 }
 
+/// The process heap, if it is not made yet and the program's global allocator is the one to make it: a component may be entered
+/// before anything was allocated.
+#[cold]
+fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
+    #[cfg(feature = "std")]
+    // SAFETY: the layout has a size; the block, if there is one, is freed as it was allocated.
+    unsafe {
+        let layout = Layout::new::<u8>();
+        let block = hint::black_box(std::alloc::alloc(layout));
+        if !block.is_null() {
+            std::alloc::dealloc(block, layout);
+        }
+    }
+    global::heap()
+}
+
 /// Gives the calling thread its cache for `component`, and returns the one that it had; null if it keeps that.
 pub(super) fn switch_to(component: ComponentIndex) -> *const ThreadCache {
     let switched = || {
-        let heap = global::heap()?;
+        let heap = global::heap().or_else(make_heap)?;
         let outer = thread_cache::current_or_made(heap, None)?;
         tls::set(thread_cache::apart(|| Family::of(outer)?.cache(heap, component))?);
         Some(ptr::from_ref(outer))

@@ -6,7 +6,7 @@ pub(crate) mod file;
 pub(crate) mod resident;
 pub(crate) mod signals;
 
-use core::ffi::{CStr, c_char};
+use core::ffi::CStr;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{self, AtomicU32, AtomicUsize, Ordering};
 
@@ -251,6 +251,7 @@ pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
 /// No other thread changes the environment meanwhile.
 #[cfg(target_env = "gnu")]
 unsafe fn environment_at_start(name: &CStr) -> Option<&'static CStr> {
+    use core::ffi::c_char;
     unsafe extern "C" {
         static environ: *const *const c_char;
         /// Where the kernel has put the number of arguments; behind it lie these, a null pointer, and the
