@@ -262,7 +262,9 @@ fn a_soft_limit_is_told_when_a_run_grows() {
                 } else {
                     grow()
                 }
-                assert_eq!(run.as_ptr() != start, moved, "{name}");
+                // What lies behind is a guard with the feature `hardened`, where the group of pages has one.
+                assert!(run.as_ptr() != start || !moved, "{name}");
+                assert!(run.as_ptr() == start || moved || cfg!(feature = "hardened"), "{name}");
                 assert_eq!(TOLD.swap(0, Ordering::Relaxed), 1, "{name}");
                 // Not told again, as it is still exceeded.
                 run.reserve_exact(3 * soft_limit);
@@ -278,7 +280,8 @@ fn a_soft_limit_is_told_when_a_run_grows() {
                     unsafe { HEAP.realloc_unsized(run, 2 * soft_limit) }
                 };
                 let longer = if inside { component.enter(grow) } else { grow() };
-                assert_eq!(longer != run, moved, "{name}");
+                assert!(longer != run || !moved, "{name}");
+                assert!(longer == run || moved || cfg!(feature = "hardened"), "{name}");
                 assert_eq!(TOLD.swap(0, Ordering::Relaxed), 1, "{name}");
                 // SAFETY: both are live or null.
                 unsafe {
