@@ -26,6 +26,15 @@ mod libc_names;
 #[cfg(target_arch = "x86_64")]
 mod operators;
 
+// What the compiler adds on AArch64 has tables for unwinding that name std's function for it. Nothing unwinds here.
+#[cfg(all(panic = "abort", target_arch = "aarch64"))]
+core::arch::global_asm!(
+    ".globl rust_eh_personality",
+    ".hidden rust_eh_personality",
+    "rust_eh_personality:",
+    "brk #1"
+);
+
 use core::ffi::{c_int, c_void};
 use errno::{failing_with_enomem, keeping_errno, set_errno};
 use page_memory_allocator::PageAllocator;

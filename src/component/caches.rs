@@ -12,7 +12,7 @@ use crate::tls;
 use crate::units::ComponentIndex;
 use core::alloc::Layout;
 use core::cell::Cell;
-#[cfg(feature = "std")]
+#[cfg(all(feature = "std", not(feature = "initial-exec")))]
 use core::hint;
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -98,7 +98,7 @@ impl Family {
 /// before anything was allocated.
 #[cold]
 fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
-    #[cfg(feature = "std")]
+    #[cfg(all(feature = "std", not(feature = "initial-exec")))]
     // SAFETY: the layout has a size; the block, if there is one, is freed as it was allocated.
     unsafe {
         let layout = Layout::new::<u8>();
