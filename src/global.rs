@@ -221,7 +221,8 @@ impl PageAllocator {
     ///
     /// It takes the blocks from the caches of other threads, asleep or not, but of those that are inside the allocator just
     /// then, and but for one block of each size up to 20 KiB, which the thread may be about to take. What is left in a cache
-    /// goes when its thread next comes by a slow path, and what becomes free thereby goes back in the usual time. Where the system has no `membarrier`, or does not let the process use it, all of it waits for that.
+    /// goes when its thread next comes by a slow path, and what becomes free thereby goes back in the usual time. Where the
+    /// system has no `membarrier`, or does not let the process use it, all of it waits for that.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;
