@@ -23,7 +23,10 @@ fn main() {
         "cargo::rustc-check-cfg=cfg(pma_unchecked, values(\"tag\", \"mark\", \"bit\", \"put\", \"run\", \"holder\", \"atfork\", \"release\", \"take\", \"top\"))"
     );
     let page_size = parameter("PMA_PAGE_SIZE", 64 << 10, 4 << 10, 1 << 20);
-    let arena_bytes = parameter("PMA_ARENA_BYTES", 16 << 40, 64 << 20, 64 << 40);
+    // Heaps over given memory are for pointers of 32 bits, too.
+    let wide = env::var("CARGO_CFG_TARGET_POINTER_WIDTH").is_ok_and(|width| width == "64");
+    let (usual, most) = if wide { (16 << 40, 64 << 40) } else { (1 << 30, 1 << 31) };
+    let arena_bytes = parameter("PMA_ARENA_BYTES", usual, 64 << 20, most);
     let largest = parameter("PMA_LARGEST_CLASS", page_size / 2, 1 << 10, page_size / 2);
     let steps = parameter("PMA_STEPS_PER_DOUBLING", 8, 8, 16);
     let shards = parameter("PMA_SHARDS", 16, 1, 128);

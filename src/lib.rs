@@ -146,6 +146,9 @@
 #![cfg_attr(not(feature = "os"), allow(rustdoc::broken_intra_doc_links))]
 #[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
+
+#[cfg(all(feature = "os", not(all(target_os = "linux", target_pointer_width = "64"))))]
+compile_error!("the feature `os`, which is among the default ones, is for Linux with pointers of 64 bits");
 #[cfg(any(feature = "allocator-api2", feature = "nightly"))]
 mod allocator;
 mod arena;

@@ -5,7 +5,9 @@
 
 pub(crate) use core::cell::UnsafeCell;
 pub(crate) use core::hint::spin_loop;
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+#[cfg(feature = "os")]
+pub(crate) use core::sync::atomic::AtomicU64;
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
 pub(crate) use spin::{RelaxStrategy, once::Once};
 
 /// Statics that threads have in common. Loom's are made anew for each order.
