@@ -23,15 +23,16 @@
 //! | b | reads slot `t`: a block, or `BOTTOM`, which ends it | |
 //! | c | | writes the block to slot `t + 1` |
 //! | d | writes the top: `t - 1` | writes the top: `t + 1` |
-//! | e | writes `t` again, if the block is not as it should be, and has none | |
+//! | e | writes the block to slot `t` without its flag, if it was never used and is there still | |
+//! | f | writes the top: `t` again, if the block is not as it should be, and has none | |
 //!
 //! Of the blocks up to slot `k` the owner gets none after step 5 has succeeded:
 //!
 //! - To get the block that was in slot `k`, a pop must have read it (b) before the first fence, as later there is `BOTTOM`, and
 //!   `k` in the top before that (a). To get one below, the owner must get that one first.
 //! - From there the top comes to be above `k` again only by a push to slot `k` (c), after which the top is `k` (d), and by one
-//!   more to the slot above. If the taker has read the top of that one, or of a later step, it sees the former push after the
-//!   second fence: no longer is there `BOTTOM`.
+//!   more to the slot above; f leads no further than to `k`, and to the gate. If the taker has read the top of that one, or of
+//!   a later step, it sees the former push after the second fence: no longer is there `BOTTOM`.
 //!
 //! Nor is a block lost when it fails. If the owner popped what was in slot `k`, that slot is free, or was pushed to since,
 //! and whatever is put back into a free slot means nothing. Else the block belongs there, and the owner, who may have found
