@@ -6,6 +6,10 @@ use std::{env, fmt::Write as _, fs, path::Path, process};
 /// The bottom of the size classes: 8-byte steps up to `8 * steps_per_doubling * 2`.
 const GRANULE: usize = 8;
 
+/// Above this size there are half as many classes to a doubling: each of them has a page of its own in use, which few of
+/// such blocks fill, and a block that grows step by step is copied for each.
+const COARSE: usize = 2 << 10;
+
 /// No block has this size, but the next one, which is a multiple of 16. It is what the standard library allocates for a panic,
 /// until 2026 with an alignment of 8, although unwinders rely on 16: LLVM's does, which programs linked with musl have
 /// (<https://github.com/rust-lang/rust/pull/161368>).
@@ -79,8 +83,8 @@ fn main() {
 /// Block sizes in ascending order; entry 0 is the class that is none.
 ///
 /// `GRANULE` steps as long as one is no more than `1 / steps` of the size, then `steps` classes to a
-/// doubling: a request wastes less than `1 / (steps + 1)` of its block, at most 12.5 %. [`PANIC`] is
-/// left out.
+/// doubling, `steps / 2` above [`COARSE`]: a request wastes less than `1 / (steps + 1)` of its block, or
+/// `1 / (steps / 2 + 1)`. [`PANIC`] is left out.
 fn block_sizes(steps: usize, largest: usize) -> Vec<usize> {
     let mut blocks = vec![0];
     let mut block = GRANULE;
@@ -89,6 +93,7 @@ fn block_sizes(steps: usize, largest: usize) -> Vec<usize> {
             blocks.push(block);
         }
         let doubling = 1 << block.ilog2();
+        let steps = if block < COARSE { steps } else { steps / 2 };
         block += GRANULE.max(doubling / steps);
     }
     blocks.sort_unstable();

@@ -10,7 +10,7 @@ use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
-use crate::thread_cache::{self, FAST_BYTES, current};
+use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
@@ -220,7 +220,7 @@ impl PageAllocator {
     /// that this concerned; not all of them need have had memory.
     ///
     /// It takes the blocks from the caches of other threads, asleep or not, but of those that are inside the allocator just
-    /// then, and but for one block of each size up to 20 KiB, which the thread may be about to take. What is left in a cache
+    /// then, and but for one block of each size, which the thread may be about to take. What is left in a cache
     /// goes when its thread next comes by a slow path, and what becomes free thereby goes back in the usual time. Where the
     /// system has no `membarrier`, or does not let the process use it, all of it waits for that.
     ///
@@ -304,19 +304,12 @@ fn class_of(layout: Layout) -> Option<ClassIndex> {
     CLASS_OF.get(last_byte(layout) / GRANULE).map(|&class| ClassIndex(class))
 }
 
-/// The same for sizes that are served on fast paths.
-#[inline(always)]
-fn fast_class_of(layout: Layout) -> Option<ClassIndex> {
-    let granule = last_byte(layout) / GRANULE;
-    (granule < FAST_BYTES / GRANULE).then(|| ClassIndex(CLASS_OF[granule]))
-}
-
 // SAFETY: blocks come from pages or runs that hold them whole, at addresses that the layout's alignment divides (see
 // `size_class`), and belong to their owner until they are freed. Nothing here unwinds.
 unsafe impl GlobalAlloc for PageAllocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if let Some(class) = fast_class_of(layout) {
+        if let Some(class) = class_of(layout) {
             let cache = current();
             let block = cache.pop(class);
             if !block.is_null() {
@@ -379,16 +372,6 @@ impl PageAllocator {
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        if fast_class_of(layout).is_none()
-            && let Some(class) = class_of(layout)
-        {
-            let cache = current();
-            let block = cache.pop_behind_gate(class);
-            if !block.is_null() {
-                let is_due = cache.countdown.is_due(layout.size());
-                return if is_due { alloc_sampled(layout, block) } else { block };
-            }
-        }
         loop {
             let block = self.heap().map_or(ptr::null_mut(), |heap| alloc_from(heap, layout, zeroed));
             if !block.is_null() || !self.out_of_memory.is_some_and(|hook| hook(layout)) {

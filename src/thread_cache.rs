@@ -42,7 +42,7 @@ use crate::lock::Once;
 use crate::metadata;
 use crate::page_table::Tag;
 use crate::profile::Countdown;
-use crate::size_class::built::{BLOCK_SIZES, CLASS_COUNT};
+use crate::size_class::built::CLASS_COUNT;
 use crate::size_class::{BuildGeometry, Geometry, SizeClasses, may_begin_at};
 use crate::sys;
 use crate::tls;
@@ -74,20 +74,6 @@ const SMALL: usize = 1024;
 const CACHE_BYTES: usize = 3 << 20;
 /// The first slots of a class are not too many if they are for no more bytes, nor ever for a component.
 const FREE_BYTES: usize = 4 << 10;
-/// What others leave of a cache that is [idle]: no more bytes than this.
-const LEFT_BYTES: usize = 240 << 10;
-/// Classes that are served on fast paths, class 0 included: as many of the smallest as have no more than [`LEFT_BYTES`] in one
-/// block of each, which is what is left. Blocks of the others are taken back there, but handed out behind the gate.
-pub(crate) const FAST_CLASSES: usize = {
-    let (mut class, mut bytes) = (1, 0);
-    while class < CLASS_COUNT && bytes + BLOCK_SIZES[class] as usize <= LEFT_BYTES {
-        bytes += BLOCK_SIZES[class] as usize;
-        class += 1;
-    }
-    class
-};
-/// The size of the largest of their blocks.
-pub(crate) const FAST_BYTES: usize = BLOCK_SIZES[FAST_CLASSES - 1] as usize;
 /// Words of a stack, the two at its ends included: powers of two.
 const FIRST_WORDS: usize = 8;
 const LEAST_WORDS: usize = 4;
@@ -281,7 +267,6 @@ impl ThreadCache {
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        debug_assert!(class.get() < FAST_CLASSES);
         self.local.pop(class)
     }
 
@@ -289,16 +274,16 @@ impl ThreadCache {
     #[cfg(feature = "hardened")]
     #[inline]
     pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        self.pop_behind_gate(class)
-    }
-
-    /// [`pop`](Self::pop) for classes that are not served on fast paths.
-    #[inline]
-    pub(crate) fn pop_behind_gate(&self, class: ClassIndex) -> *mut u8 {
         if self.is_sentinel() {
             return ptr::null_mut();
         }
         apart(|| self.gate.try_enter().map(|_inside| self.pop_inside(class))).unwrap_or(ptr::null_mut())
+    }
+
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
+        self.local.pop(class)
     }
 
     /// Any block near the top of the stack, or null if that has too few for it to be hard to guess which.
@@ -307,12 +292,6 @@ impl ThreadCache {
     fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
         let (_, words) = self.local.words(class);
         self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
-    }
-
-    #[cfg(not(feature = "hardened"))]
-    #[inline]
-    fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
-        self.local.pop(class)
     }
 
     /// A block of `class`, any near the top of the stack, or null if that has no more than `left`.

@@ -13,7 +13,7 @@ use crate::heap::Heap;
 use crate::page_table::Misuse;
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built::LARGEST_CLASS};
-use crate::thread_cache::{self, FAST_BYTES, current};
+use crate::thread_cache::{self, current};
 use crate::units::ClassIndex;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
@@ -41,13 +41,6 @@ static MALLOC_CLASS_OF: [u8; CLASS_OF.len()] = {
 #[inline(always)]
 fn class_of(size: usize) -> Option<ClassIndex> {
     MALLOC_CLASS_OF.get(size.wrapping_sub(1) / GRANULE).map(|&class| ClassIndex(class))
-}
-
-/// The same for sizes that are served on fast paths.
-#[inline(always)]
-fn fast_class_of(size: usize) -> Option<ClassIndex> {
-    let granule = size.wrapping_sub(1) / GRANULE;
-    (granule < FAST_BYTES / GRANULE).then(|| ClassIndex(MALLOC_CLASS_OF[granule]))
 }
 
 /// The layout that `malloc` serves `size` with; `None` for more than `isize::MAX` bytes.
@@ -101,7 +94,7 @@ impl PageAllocator {
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
         let cache = current();
-        let block = fast_class_of(size).map_or(ptr::null_mut(), |class| cache.pop(class));
+        let block = class_of(size).map_or(ptr::null_mut(), |class| cache.pop(class));
         if !block.is_null()
             && cache.countdown.is_due(size)
             && let Some(layout) = layout_of(size)

@@ -3,9 +3,8 @@
 //! `purge()` takes from all caches what can be taken. The passes of [`decay`] take what did not change for a whole period, as
 //! each thread does with its own on its slow paths. Whoever takes closes the [gate](super::gate) of the cache, which its thread
 //! goes through on slow paths; if it finds the thread inside, it leaves that cache alone. How blocks are taken while the thread
-//! may be on a fast path is said in [raise](super::raise): all but one of each class. Of the classes of the largest blocks, which
-//! are handed out behind the gate, nothing is left. With the feature `hardened`, where a pop reads and writes anywhere near the
-//! top, all pops and pushes go through the gate.
+//! may be on a fast path is said in [raise](super::raise): all but one of each class. With the feature `hardened`, where a pop
+//! reads and writes anywhere near the top, all pops and pushes go through the gate, and nothing is left.
 //!
 //! The words of a stack stay with its thread, which on its next slow path moves what it has pushed since down to their beginning.
 
@@ -13,7 +12,7 @@ use super::fast::BOTTOM;
 use super::raise::Raise;
 use super::registry::{REGISTRY, TAKER};
 use super::stacks::{Stacks, classes, put_slots};
-use super::{FAST_CLASSES, ThreadCache, apart};
+use super::{ThreadCache, apart};
 use crate::decay;
 use crate::heap::{Heap, Unused};
 use crate::size_class::{BuildGeometry, SizeClasses};
@@ -82,9 +81,9 @@ impl ThreadCache {
         })
     }
 
-    /// How many blocks stay in one of its stacks: one that the thread may be about to pop, if it does so on a fast path.
-    fn left_of(&self, stacks: &Stacks, class: ClassIndex) -> usize {
-        let is_popped = ptr::eq(stacks, &self.local) && class.get() < FAST_CLASSES;
+    /// How many blocks stay in each of these stacks: one that the thread may be about to pop, if it does so on a fast path.
+    fn left_of(&self, stacks: &Stacks) -> usize {
+        let is_popped = ptr::eq(stacks, &self.local);
         usize::from(is_popped && !cfg!(any(feature = "hardened", pma_unchecked = "top")))
     }
 
@@ -94,7 +93,7 @@ impl ThreadCache {
 
     /// Whether nothing can be taken from it, as far as can be seen from outside.
     fn has_nothing(&self) -> bool {
-        self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks, class))
+        self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks))
     }
 
     /// Takes what it can of a kind. Returns how many bytes of blocks that were. The caller has closed the gate.
@@ -118,8 +117,8 @@ impl ThreadCache {
             }
             let bottom = stacks.words(class).0.wrapping_add(stacks.bottom(class));
             // SAFETY: the gate is closed. `top` leads to a word of the stack, which has words; those of which nothing
-            // is left are not popped on fast paths.
-            let raise = unsafe { Raise::begin(stacks.top(class), bottom, self.left_of(stacks, class)) }?;
+            // is left are not popped.
+            let raise = unsafe { Raise::begin(stacks.top(class), bottom, self.left_of(stacks)) }?;
             Some((stacks, class, raise))
         });
         loop {
