@@ -36,13 +36,31 @@ enum Neighbours {
 
 #[inline]
 fn neighbours(blocks: &[usize], block: usize) -> Neighbours {
-    let at_distance = |distance: usize| {
-        1 + blocks.windows(2).take_while(|pair| pair[1] == pair[0].wrapping_add(distance)).count()
-    };
-    match at_distance(block) {
-        1 => Neighbours::Below(at_distance(block.wrapping_neg())),
-        count => Neighbours::Above(count),
+    let distance = if let [first, second, ..] = blocks { second.wrapping_sub(*first) } else { 0 };
+    if distance == block {
+        Neighbours::Above(at_distance(blocks, distance))
+    } else if distance == block.wrapping_neg() {
+        Neighbours::Below(at_distance(blocks, distance))
+    } else {
+        Neighbours::Below(1)
     }
+}
+
+/// How many of the first blocks lie at this distance, each from the one before it.
+#[inline]
+fn at_distance(blocks: &[usize], distance: usize) -> usize {
+    // So many to a turn, as most batches are either long or none.
+    const AT_ONCE: usize = 8;
+    let mut count = 1;
+    while let Some(next) = blocks.get(count - 1..count + AT_ONCE) {
+        let differ = (0..AT_ONCE).fold(0, |differ, at| differ | (next[at + 1].wrapping_sub(next[at]) ^ distance));
+        if differ != 0 {
+            break;
+        }
+        count += AT_ONCE;
+    }
+    let rest = blocks[count - 1..].windows(2);
+    count + rest.take_while(|pair| pair[1].wrapping_sub(pair[0]) == distance).count()
 }
 
 /// Sets `count` bits from bit `first` on, if none of them is set.
