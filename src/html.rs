@@ -1,5 +1,5 @@
 //! The heap as a picture: one page of HTML that needs nothing else. What it shows is the document of
-//! [`json`](crate::json), which it holds; styles and script are files beside this one.
+//! [`json`], which it holds; styles and script are files beside this one.
 
 use crate::global::PageAllocator;
 use crate::heap::Heap;

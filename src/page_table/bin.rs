@@ -89,7 +89,7 @@ impl Bin {
         }
     }
 
-    /// The list for a page with `free` of `capacity` blocks free, as in [`Header::list`].
+    /// The list for a page with `free` of `capacity` blocks free, as in [`Header::list`](super::Header::list).
     pub(super) fn list_of(free: usize, capacity: usize) -> u8 {
         if free == 0 {
             return 0;
@@ -105,7 +105,7 @@ impl Default for Bin {
 }
 
 impl<G: Geometry> PageTable<G> {
-    /// Moves `page` to list `list` of its bin (as in [`Header::list`]), if it is not there.
+    /// Moves `page` to list `list` of its bin (as in [`Header::list`](super::Header::list)), if it is not there.
     pub(super) fn relist(&self, bin: &mut Bin, page: PageIndex, list: u8) {
         // SAFETY: the page, and each page of a list, is a Divided one of this bin; the references do not overlap, as
         // a page is not its own neighbour.

@@ -53,7 +53,8 @@ fn at_distance(blocks: &[usize], distance: usize) -> usize {
     const AT_ONCE: usize = 8;
     let mut count = 1;
     while let Some(next) = blocks.get(count - 1..count + AT_ONCE) {
-        let differ = (0..AT_ONCE).fold(0, |differ, at| differ | (next[at + 1].wrapping_sub(next[at]) ^ distance));
+        let differ =
+            (0..AT_ONCE).fold(0, |differ, at| differ | (next[at + 1].wrapping_sub(next[at]) ^ distance));
         if differ != 0 {
             break;
         }
