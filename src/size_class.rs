@@ -283,6 +283,9 @@ mod tests {
 
     const SETS: [&SizeClasses; 2] = [SizeClasses::BUILD, SizeClasses::POWERS_OF_TWO];
 
+    /// Half as many classes to a doubling above this.
+    const COARSE: usize = 2 << 10;
+
     #[test]
     fn the_tables_are_made_of_the_parameters_of_the_build() {
         let next = |block: usize| SizeClasses::BUILD.block(SizeClasses::BUILD.of_last_byte(block));
@@ -294,6 +297,11 @@ mod tests {
             (option_env!("PMA_SHARDS"), built::SHARDS),
         ] {
             assert!(asked.is_none_or(|asked| asked.parse() == Ok(built)), "{asked:?} became {built}");
+        }
+        let (finest, coarsest) = (512, built::LARGEST_CLASS / 2);
+        assert_eq!(finest / (next(finest) - finest), built::STEPS_PER_DOUBLING);
+        if coarsest >= COARSE {
+            assert_eq!(coarsest / (next(coarsest) - coarsest), built::STEPS_PER_DOUBLING / 2);
         }
     }
 
@@ -314,7 +322,8 @@ mod tests {
     fn no_size_wastes_more_than_a_step_of_its_block_above_the_granular_sizes() {
         for size in GRANULE * 16..=built::LARGEST_CLASS {
             let block = SizeClasses::BUILD.block(SizeClasses::BUILD.of_last_byte(size - 1));
-            let steps = if size <= 2048 { built::STEPS_PER_DOUBLING } else { built::STEPS_PER_DOUBLING / 2 };
+            let steps =
+                if size <= COARSE { built::STEPS_PER_DOUBLING } else { built::STEPS_PER_DOUBLING / 2 };
             assert!((block - size) * (steps + 1) < block, "size {size} in a block of {block}");
         }
     }

@@ -352,6 +352,7 @@ impl<G: Geometry> DividedPage<'_, G> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn a_mask_has_as_many_bits_as_asked_for_from_the_first_on() {
@@ -397,6 +398,19 @@ mod tests {
         assert_eq!(counted(&[480, 432, 480]), (false, 2));
         assert_eq!(counted(&[480, 480]), (false, 1));
         assert_eq!(counted(&[480]), (false, 1));
+        // As many as are counted at a time, and more, with one that lies elsewhere at every place.
+        for len in 2..=20 {
+            let above: Vec<usize> = (0..len).map(|at| 4_800 + at * 48).collect();
+            let below: Vec<usize> = above.iter().rev().copied().collect();
+            assert_eq!((counted(&above), counted(&below)), ((true, len), (false, len)));
+            for other in 2..len {
+                let broken = |mut blocks: Vec<usize>| {
+                    blocks[other] = 48_000;
+                    counted(&blocks)
+                };
+                assert_eq!((broken(above.clone()), broken(below.clone())), ((true, other), (false, other)));
+            }
+        }
     }
 
     #[test]
