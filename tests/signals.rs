@@ -20,6 +20,9 @@ static HEAP: PageAllocator = PageAllocator::new();
 const MICROSECONDS: i64 = 50;
 const SIZES: [usize; 8] = [8, 64, 64, 200, 1000, 5000, 40_000, 300_000];
 
+const LINE: &str =
+    "page_memory_allocator: a signal handler allocated or freed while its thread was inside the allocator\n";
+
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 static RANDOM: AtomicU32 = AtomicU32::new(1);
 
@@ -88,22 +91,43 @@ extern "C" fn large_kept(_: libc::c_int) {
     *block = alloc(*size);
 }
 
-fn handle(handler: extern "C" fn(libc::c_int)) {
-    let every = libc::timeval { tv_sec: 0, tv_usec: MICROSECONDS };
-    let timer = libc::itimerval { it_interval: every, it_value: every };
+fn set_handler(handler: extern "C" fn(libc::c_int)) {
     // SAFETY: zeros are a valid value of the struct; the handler is to be safe, which is what is tested.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_RESTART;
-        libc::sigaction(libc::SIGALRM, &action, ptr::null_mut());
-        libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
+        assert_eq!(libc::sigaction(libc::SIGALRM, &action, ptr::null_mut()), 0);
     }
 }
 
-fn stop() {
-    // SAFETY: zeros are a valid value of the struct: no timer.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &std::mem::zeroed(), ptr::null_mut()) };
+/// Interrupts this thread, and no other, as long as it lives: the harness has a thread more, which would get some of the
+/// process's signals, and be in the handler at the same time.
+struct Interruptions(libc::timer_t);
+
+impl Interruptions {
+    fn new(handler: extern "C" fn(libc::c_int)) -> Interruptions {
+        set_handler(handler);
+        let every = libc::timespec { tv_sec: 0, tv_nsec: MICROSECONDS * 1000 };
+        let timer = libc::itimerspec { it_interval: every, it_value: every };
+        // SAFETY: zeros are valid values of both; the pointers lead to what the functions expect.
+        unsafe {
+            let (mut event, mut id): (libc::sigevent, libc::timer_t) = (std::mem::zeroed(), ptr::null_mut());
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGALRM;
+            event.sigev_notify_thread_id = libc::gettid();
+            assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut id), 0);
+            assert_eq!(libc::timer_settime(id, 0, &timer, ptr::null_mut()), 0);
+            Interruptions(id)
+        }
+    }
+}
+
+impl Drop for Interruptions {
+    fn drop(&mut self) {
+        // SAFETY: the timer is there.
+        unsafe { libc::timer_delete(self.0) };
+    }
 }
 
 /// Allocates and frees for as long as `PMA_TEST_SIGNALS` says, in seconds, while the handler interrupts it.
@@ -113,7 +137,7 @@ fn interrupted(handler: extern "C" fn(libc::c_int)) {
     let mut held: Vec<(*mut u8, usize)> = Vec::with_capacity(2000);
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     let mut random = 99;
-    handle(handler);
+    let interruptions = Interruptions::new(handler);
     while Instant::now() < end {
         for _ in 0..1000 {
             let size = size(&mut random);
@@ -132,9 +156,10 @@ fn interrupted(handler: extern "C" fn(libc::c_int)) {
             HEAP.purge();
         }
     }
-    stop();
+    drop(interruptions);
     held.drain(..).for_each(|(block, size)| free(block, size));
     HEAP.check().expect("the heap is in order");
+    assert!(HANDLED.load(Relaxed) > 0);
     println!("handled {}", HANDLED.load(Relaxed));
 }
 
@@ -142,8 +167,7 @@ fn interrupted(handler: extern "C" fn(libc::c_int)) {
 fn ended_with_reason(output: &Output) {
     let said = text(&output.stderr);
     println!("{}: {said}{}", output.status, text(&output.stdout));
-    let stopped =
-        output.status.signal() == Some(libc::SIGABRT) && said.starts_with("page_memory_allocator: ");
+    let stopped = output.status.signal() == Some(libc::SIGABRT) && said == LINE;
     assert!(output.status.success() || stopped, "{}: {said}", output.status);
 }
 
@@ -172,14 +196,14 @@ fn a_handler_that_frees_what_it_allocates_leaves_a_threads_cache_as_it_was() {
             let mut blocks: Vec<_> = (0..300).map(|_| alloc(64)).collect();
             blocks.drain(..200).for_each(|block| free(block, 64));
             let end = Instant::now() + Duration::from_secs(2);
-            handle(small_in_order);
+            let interruptions = Interruptions::new(small_in_order);
             while Instant::now() < end {
                 for number in 0..1000 {
                     let other = alloc(64);
                     free(std::mem::replace(&mut blocks[number % 100], other), 64);
                 }
             }
-            stop();
+            drop(interruptions);
             blocks.drain(..).for_each(|block| free(block, 64));
             HEAP.check().expect("the heap is in order");
             assert!(HANDLED.load(Relaxed) > 100);
@@ -237,8 +261,7 @@ extern "C" fn of_all_kinds(_: libc::c_int) {
 #[cfg(target_arch = "x86_64")]
 fn a_handler_that_comes_with_a_lock_held_ends_the_program_with_a_line() {
     let output = in_child(|_| (), || step_by_step(of_all_kinds, || free(alloc(50_000), 50_000)));
-    let said = "page_memory_allocator: a signal handler allocated or freed while its thread was inside the allocator\n";
-    assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGABRT), said));
+    assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGABRT), LINE));
 }
 
 /// One call of a handler that is made in the middle of another call of its thread.
@@ -444,7 +467,13 @@ fn a_handler_that_frees_what_it_allocates_works_in_threads_that_come_and_go() {
     let output = in_child(
         |_| (),
         || {
-            handle(in_order);
+            set_handler(in_order);
+            let every = libc::timeval { tv_sec: 0, tv_usec: MICROSECONDS };
+            let timer = libc::itimerval { it_interval: every, it_value: every };
+            // SAFETY: the timer is one, and zeros are none.
+            let set = |timer| unsafe { libc::setitimer(libc::ITIMER_REAL, timer, ptr::null_mut()) };
+            // One of the process's: whichever thread lets it come has it.
+            assert_eq!(set(&timer), 0);
             let end = Instant::now() + Duration::from_secs(1);
             while Instant::now() < end {
                 let blocks: Vec<_> = (0..100).map(|number| vec![number; 100]).collect();
@@ -462,7 +491,8 @@ fn a_handler_that_frees_what_it_allocates_works_in_threads_that_come_and_go() {
                     libc::pthread_sigmask(libc::SIG_UNBLOCK, &all, ptr::null_mut());
                 }
             }
-            stop();
+            // SAFETY: zeros are a valid value of the struct.
+            set(&unsafe { std::mem::zeroed() });
             HEAP.check().expect("the heap is in order");
         },
     );
