@@ -1,7 +1,8 @@
 //! Forks of a process whose other threads are at work in the heap.
 //!
 //! A child process has a copy of all memory, but only the thread that forked. What another thread had locked would
-//! stay locked there for ever, and half changed. So the thread that forks takes every lock of the process heap first:
+//! stay locked there for ever, and half changed. So the thread that forks takes every lock of the process heap first,
+//! behind that of the C library's streams:
 //! that of who takes blocks from the caches of others, the registry of thread caches, the bins, the runs, the metadata
 //! pool, the guarded blocks. That is the lock order; of these, but the first, registry and pools are never held together
 //! with another lock otherwise. Parent and child open them again. Heaps made by [`HeapOptions`](crate::HeapOptions) are
@@ -19,13 +20,16 @@
 use crate::decay;
 use crate::first_use::heap;
 use crate::guarded;
+use crate::heap::Heap;
 use crate::lock::Wait;
 use crate::metadata;
 use crate::profile;
 use crate::report;
-use crate::sync::{AtomicBool, AtomicUsize, shared};
+use crate::size_class::BuildGeometry;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, shared};
 use crate::sys;
 use crate::thread_cache;
+use core::ptr;
 use core::sync::atomic::Ordering;
 
 shared! {
@@ -33,6 +37,8 @@ shared! {
     static REGISTRAR: AtomicUsize = AtomicUsize::new(UNREGISTERED);
     /// Whether this process, or one that it is a copy of, has forked.
     static FORKED: AtomicBool = AtomicBool::new(false);
+    /// The heap whose locks the thread that forks has taken; null if there was none yet.
+    static LOCKED: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 }
 const UNREGISTERED: usize = 0;
 /// No address of a thread.
@@ -70,8 +76,11 @@ pub(crate) fn register() -> bool {
 /// Before the fork: takes all locks, in the lock order.
 extern "C" fn prepare() {
     FORKED.store(true, Ordering::Relaxed);
+    sys::lock_streams();
     thread_cache::lock_registry();
-    if let Some(heap) = heap() {
+    let heap = heap();
+    LOCKED.store(heap.map_or(ptr::null_mut(), |heap| ptr::from_ref(heap).cast_mut()), Ordering::Relaxed);
+    if let Some(heap) = heap {
         heap.lock_all();
     }
     metadata::lock_pool();
@@ -82,7 +91,10 @@ extern "C" fn prepare() {
 /// After the fork, in the parent.
 extern "C" fn in_parent() {
     // SAFETY: `prepare` was called by this thread before.
-    unsafe { unlock() };
+    unsafe {
+        unlock();
+        sys::unlock_streams();
+    }
 }
 
 /// After the fork, in the child.
@@ -91,6 +103,7 @@ extern "C" fn in_child() {
     unsafe {
         thread_cache::forget_other_threads();
         unlock();
+        sys::reset_streams();
         decay::after_fork();
         report::after_fork();
     }
@@ -106,7 +119,8 @@ unsafe fn unlock() {
         guarded::unlock();
         profile::unlock();
         metadata::unlock_pool();
-        if let Some(heap) = heap() {
+        // Another may have come to be found since.
+        if let Some(heap) = LOCKED.load(Ordering::Relaxed).as_ref() {
             heap.unlock_all();
         }
         thread_cache::unlock_registry();

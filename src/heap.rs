@@ -35,6 +35,7 @@ use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex}
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::mem;
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use core::slice;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -135,7 +136,8 @@ pub(crate) fn room_for<G: Geometry>(geometry: G, layout: Layout) -> Option<usize
     }
 }
 
-/// Zeroed memory from the OS, unmapped when dropped; or given, and left alone.
+/// Memory of the tables, from the OS, reserved and zeroed where it is committed, unmapped when dropped; or given, all of
+/// it there, and left alone.
 struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
@@ -143,9 +145,20 @@ struct Mapping {
 }
 
 impl Mapping {
-    fn new(bytes: usize) -> Option<Mapping> {
+    fn reserve(bytes: usize) -> Option<Mapping> {
         let bytes = bytes.next_multiple_of(sys::page_size());
-        sys::map_zeroed(bytes).map(|start| Mapping { start, bytes, given: false })
+        let mapping = Mapping { start: sys::reserve(bytes)?, bytes, given: false };
+        // SAFETY: the mapping is new.
+        unsafe { sys::advise_huge(mapping.start, bytes, false) };
+        Some(mapping)
+    }
+
+    /// Has a range be there, in whole OS pages. False if the system refuses.
+    fn commit(&self, range: Range<usize>) -> bool {
+        let start = range.start & !(sys::page_size() - 1);
+        let end = range.end.next_multiple_of(sys::page_size());
+        // SAFETY: the range is within the mapping; what is committed of it stays as it is.
+        self.given || start >= end || unsafe { sys::commit(self.start.add(start), end - start) }
     }
 }
 
@@ -163,6 +176,15 @@ fn bytes_of_table<G: Geometry>(geometry: G, pages: PageCount) -> usize {
     PageTable::storage(geometry, pages).next_multiple_of(align_of::<LockedBin>())
 }
 
+/// The first so many pages have their bitmaps from the beginning on.
+const FIRST_BITMAPS: usize = 4096;
+
+/// How many pages have their bitmaps when there are pages up to `frontier`. They are most of the tables, which are for
+/// as many pages as the arena may have some day, and a system that counts memory may count what is committed.
+fn bitmaps_for(frontier: usize, capacity: PageCount) -> usize {
+    frontier.next_power_of_two().max(FIRST_BITMAPS).min(capacity.get())
+}
+
 impl<G: Geometry> Heap<G> {
     fn with_geometry(
         geometry: G,
@@ -177,11 +199,27 @@ impl<G: Geometry> Heap<G> {
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
         let arena = Arena::reserve(bytes, align, huge_pages)?;
         let all_shards = shards + ledger.map_or(0, |_| MOST_COMPONENTS);
-        let tables = Mapping::new(Self::bytes_of_tables(geometry, pages, all_shards))?;
+        let tables = Mapping::reserve(Self::bytes_of_tables(geometry, pages, all_shards))?;
+        let [short, long] = PageTable::bitmaps_in_storage(geometry, pages, 0..bitmaps_for(0, pages));
+        let bins = bytes_of_table(geometry, pages)..tables.bytes;
+        // In one piece they are one mapping, where these are short.
+        if !([0..short.end, long, bins].into_iter().all(|part| tables.commit(part))
+            || tables.commit(0..tables.bytes))
+        {
+            return None;
+        }
         // SAFETY: mappings are aligned to an OS page, and the tables' is zeroed.
         let mut heap = unsafe { Heap::assemble(geometry, pages, shards, arena, tables) };
         (heap.ledger, heap.is_process_heap) = (ledger, is_process_heap);
         Some(heap)
+    }
+
+    /// Has the bitmaps of pages between two frontiers be there. False if the system refuses.
+    fn commit_bitmaps(&self, frontiers: Range<usize>) -> bool {
+        let capacity = self.table.capacity();
+        let pages = bitmaps_for(frontiers.start, capacity)..bitmaps_for(frontiers.end, capacity);
+        let mut parts = PageTable::bitmaps_in_storage(self.geometry(), capacity, pages).into_iter();
+        parts.all(|part| part.is_empty() || self.tables.commit(part))
     }
 
     /// Bytes of the page table and, behind it, the bins.
@@ -193,7 +231,8 @@ impl<G: Geometry> Heap<G> {
     ///
     /// # Safety
     /// The arena has that many pages and begins at a multiple of their size. The tables are zeroed, as long as
-    /// [`bytes_of_tables`](Self::bytes_of_tables) says, and aligned as a [`LockedBin`].
+    /// [`bytes_of_tables`](Self::bytes_of_tables) says, and aligned as a [`LockedBin`]. Of the bitmaps, those of the
+    /// [first pages](bitmaps_for) are there.
     unsafe fn assemble(
         geometry: G,
         pages: PageCount,

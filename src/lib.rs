@@ -238,3 +238,11 @@ pub use stats::{ClassStats, FreeStats, Resident, RunStats, Stats};
 pub use summary::Summary;
 #[cfg(feature = "os")]
 pub use usage::Usage;
+
+/// For a shared library, while it is relocated: there is one thread, and its thread-local storage has no values yet. Until it
+/// has, the thread is served without a cache.
+#[cfg(feature = "initial-exec")]
+#[doc(hidden)]
+pub extern "C" fn serve_before_thread_local_storage() {
+    tls::set(&raw const thread_cache::GONE.0);
+}

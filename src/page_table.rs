@@ -318,6 +318,23 @@ impl<G: Geometry> PageTable<G> {
         Sections::new(capacity, Words::new(geometry)).end
     }
 
+    /// Where in the storage the bitmaps of `pages` lie: in bytes, in two parts, that of short ones first. Behind it there are
+    /// none but bitmaps, which are the most of it, and that of a page is not touched before the page is Divided.
+    pub(crate) fn bitmaps_in_storage(
+        geometry: G,
+        capacity: PageCount,
+        pages: Range<usize>,
+    ) -> [Range<usize>; 2] {
+        let bitmaps = Words::new(geometry);
+        let sections = Sections::new(capacity, bitmaps);
+        let ((short_start, long_start), (short_end, long_end)) =
+            (bitmaps.bytes(pages.start), bitmaps.bytes(pages.end));
+        [
+            sections.short_bitmaps + short_start..sections.short_bitmaps + short_end,
+            sections.long_bitmaps + long_start..sections.long_bitmaps + long_end,
+        ]
+    }
+
     /// A table of `capacity` pages for the arena that begins at address `base`, and the index of its runs.
     ///
     /// # Safety

@@ -5,7 +5,7 @@ mod child;
 #[path = "common/random.rs"]
 mod random;
 
-use child::{in_child, text};
+use child::{cases, in_child, text};
 use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
 use random::Random;
 use std::alloc::Layout;
@@ -128,6 +128,84 @@ fn a_run_that_moves_takes_its_memory_with_it_and_leaves_none_behind() {
                 heap.dealloc(second, layout(BYTES));
             }
             assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn a_run_that_cannot_move_for_want_of_mappings_keeps_what_it_holds() {
+    // A run in several mappings: it has grown across the place from where on there are huge pages.
+    const BYTES: usize = 8 * MIB;
+    let most = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse::<usize>().unwrap();
+    if most > 300_000 {
+        println!("skipped: a process may have {most} mappings");
+        return;
+    }
+    for left in cases(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12]) {
+        let output = in_child(
+            |_| (),
+            || {
+                let heap = HeapOptions::new().capacity(256 * MIB).build().unwrap();
+                // SAFETY: blocks are used while they are live. The pages of `space` are nobody's.
+                unsafe {
+                    let _before = [(); 7].map(|()| heap.alloc(layout(2 * MIB)));
+                    let run = heap.alloc(layout(3 * MIB / 2));
+                    let behind =
+                        [MIB / 2, 2 * MIB, 8192, 2 * MIB].map(|bytes| (heap.alloc(layout(bytes)), bytes));
+                    behind.into_iter().for_each(|(block, bytes)| heap.dealloc(block, layout(bytes)));
+                    assert_eq!(heap.realloc(run, layout(3 * MIB / 2), BYTES), run, "it grows where it is");
+                    fill(run, BYTES, left);
+                    let _in_the_way = heap.alloc(layout(MIB));
+                    let os_page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+                    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+                    let space =
+                        libc::mmap(ptr::null_mut(), (most + 9) * os_page, libc::PROT_NONE, flags, -1, 0);
+                    assert_ne!(space, libc::MAP_FAILED);
+                    let protect = |page: usize, protection| {
+                        libc::mprotect(space.byte_add(page * os_page), os_page, protection) == 0
+                    };
+                    let taken =
+                        (1..most).step_by(2).take_while(|&page| protect(page, libc::PROT_READ)).count();
+                    assert!(taken < most / 2, "there are always more mappings");
+                    // One that is as its neighbours are gives back two.
+                    (0..left / 2).for_each(|pair| assert!(protect(1 + 2 * pair, libc::PROT_NONE)));
+                    if left % 2 == 1 {
+                        libc::munmap(space, os_page);
+                    }
+                    let moved = heap.realloc(run, layout(BYTES), 2 * BYTES);
+                    assert!(is_filled(if moved.is_null() { run } else { moved }, BYTES, left));
+                }
+            },
+        );
+        assert_ended_well(&output);
+    }
+}
+
+#[test]
+fn to_zero_a_large_run_gives_no_memory_to_what_has_none() {
+    const BYTES: usize = 256 * MIB;
+    let output = in_child(
+        |_| (),
+        || {
+            let heap = HeapOptions::new().capacity(1024 * MIB).build().unwrap();
+            let before = status("VmRSS:");
+            // SAFETY: blocks are used while they are live.
+            unsafe {
+                for written in [8, BYTES / 8, BYTES] {
+                    let run = heap.alloc(layout(BYTES));
+                    run.write_bytes(1, written);
+                    // Its pages are not known to be zero any more.
+                    heap.dealloc(run, layout(BYTES));
+                    let zeroed = heap.alloc_zeroed(layout(BYTES));
+                    assert_eq!(zeroed, run);
+                    assert!(status("VmRSS:") < before + written + 8 * MIB);
+                    assert!(slice::from_raw_parts(zeroed, BYTES).iter().all(|&byte| byte == 0));
+                    heap.dealloc(zeroed, layout(BYTES));
+                    heap.purge();
+                }
+            }
+            heap.check().unwrap();
         },
     );
     assert_ended_well(&output);

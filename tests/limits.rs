@@ -339,6 +339,23 @@ fn without_mappings_what_fits_is_served() {
 }
 
 #[test]
+fn a_limit_bounds_the_address_space_that_is_reserved() {
+    succeeds(
+        |command| {
+            command.env("PMA_LIMIT", "64M");
+        },
+        || {
+            let blocks: Vec<Vec<u8>> = (0..50).map(|_| vec![1; 1 << 20]).collect();
+            assert!(blocks.iter().flatten().all(|&byte| byte == 1));
+            let status = fs::read_to_string("/proc/self/status").expect("Linux tells");
+            let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix("kB"));
+            let kilobytes: usize = size.expect("Linux tells").trim().parse().expect("a number");
+            assert!(kilobytes < 1 << 20, "{kilobytes} KiB");
+        },
+    );
+}
+
+#[test]
 fn address_spaces_of_any_size_serve_what_fits() {
     for shift in 26..=30 {
         let limit = libc::rlimit { rlim_cur: 1 << shift, rlim_max: 1 << shift };

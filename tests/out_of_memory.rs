@@ -167,6 +167,26 @@ fn a_process_that_may_write_little_memory_runs_out_and_recovers() {
     assert!(text(&output.stdout).contains("recovered"));
 }
 
+#[test]
+fn what_a_process_may_write_is_for_its_blocks_and_not_for_tables() {
+    const LIMIT: usize = 1 << 30;
+    let output = in_child(limited(libc::RLIMIT_DATA, LIMIT), || {
+        let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(2_000);
+        loop {
+            let mut block = Vec::new();
+            if block.try_reserve_exact(1 << 20).is_err() {
+                break;
+            }
+            blocks.push(block);
+        }
+        let served = blocks.len() << 20;
+        blocks.clear();
+        assert!(served > LIMIT / 4 * 3, "{served} bytes are served");
+        HEAP.check().unwrap();
+    });
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
 /// A figure of the system's memory, in bytes.
 fn memory_of_the_system(name: &str) -> usize {
     let figures = fs::read_to_string("/proc/meminfo").expect("Linux tells");

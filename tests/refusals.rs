@@ -224,7 +224,8 @@ mod system {
         flags: c_int,
         new_start: *mut c_void,
     ) -> *mut c_void {
-        if refuses(Kind::Remap) {
+        // Without a place to move to, it is only asked whether there is room.
+        if flags & libc::MREMAP_FIXED != 0 && refuses(Kind::Remap) {
             // SAFETY: the destination is the caller's.
             unsafe { leave_a_hole(new_start, new_bytes) };
             return libc::MAP_FAILED;

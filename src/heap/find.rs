@@ -130,7 +130,11 @@ impl<G: Geometry> Heap<G> {
         }
         let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));
         let Some(bytes) = committed else { return false };
-        runs.grow(PageCount(((bytes >> shift) as u32).min(runs.unadded().0)));
+        let added = PageCount(((bytes >> shift) as u32).min(runs.unadded().0));
+        if !self.commit_bitmaps(runs.frontier().get()..runs.frontier().plus(added).get()) {
+            return false;
+        }
+        runs.grow(added);
         true
     }
 }

@@ -14,11 +14,11 @@ use crate::lock::Guard;
 use crate::page_table::{Mapping, Misuse};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
-use crate::sys::{self, Remapped};
+use crate::sys::{self, Remapped, resident};
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 use core::alloc::Layout;
 use core::ops::Range;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
@@ -96,12 +96,37 @@ impl<G: Geometry> Heap<G> {
         if let Some((first, pages)) = dirty
             && zeroed
         {
-            let start = self.pointer(self.table.address_of(first));
-            let end = (address + layout.size()).min(start.addr() + pages.bytes(shift));
+            let start = self.table.address_of(first);
+            let end = (address + layout.size()).min(start + pages.bytes(shift));
             // SAFETY: the range is part of the run, which nobody else has.
-            unsafe { start.write_bytes(0, end.saturating_sub(start.addr())) };
+            unsafe { self.fill_with_zeros(start, end.saturating_sub(start)) };
         }
         self.pointer(address)
+    }
+
+    /// Has memory that may hold anything hold zeros.
+    ///
+    /// Of a large range in which little has memory, that is given back: to write zeros would give memory to all of it.
+    ///
+    /// # Safety
+    /// The range is committed, and the caller's.
+    unsafe fn fill_with_zeros(&self, start: usize, bytes: usize) {
+        let window = resident::WINDOW * sys::page_size();
+        let may_give_back = bytes >= SPARSE && self.has_whole_os_pages();
+        for at in (start..start + bytes).step_by(window) {
+            let len = window.min(start + bytes - at);
+            // SAFETY: as the caller says; the range begins with a page, in the arena.
+            unsafe {
+                let part = NonNull::new_unchecked(self.pointer(at));
+                let given_back = may_give_back
+                    && len == window
+                    && resident::bytes_with_memory(part, len) < len / 2
+                    && sys::purge(part, len);
+                if !given_back {
+                    part.write_bytes(0, len);
+                }
+            }
+        }
     }
 
     /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under. It begins where a
@@ -331,7 +356,9 @@ impl<G: Geometry> Heap<G> {
     /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
     fn move_run(&self, head: PageIndex, count: PageCount, new: Layout) -> Option<*mut u8> {
         let bytes = count.bytes(self.geometry().page_shift());
-        if bytes < REMAPPED || !self.has_whole_os_pages() || !self.count_apart(Mapping::Moved) {
+        // Nobody knows what lies behind the arena.
+        let is_last = head.plus(count).get() == self.table.capacity().get();
+        if bytes < REMAPPED || is_last || !self.has_whole_os_pages() || !self.count_apart(Mapping::Moved) {
             return None;
         }
         let owner = self.table.owner(&self.runs(), head);
@@ -340,7 +367,7 @@ impl<G: Geometry> Heap<G> {
             return None;
         };
         drop(runs);
-        // SAFETY: both runs are the caller's, and differ.
+        // SAFETY: both runs are the caller's, and differ; pages follow the old one.
         let remapped = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
         let mut runs = self.runs();
         match remapped {

@@ -14,6 +14,8 @@ pub(crate) static LEDGER: Ledger = Ledger::new();
 
 /// The process heap reserves so many times the machine's memory: free runs may be scattered.
 const ARENA_TO_MEMORY: usize = 2;
+/// It reserves no more than so many times its limit: large runs lie apart, and one that grows may have to move.
+const ARENA_TO_LIMIT: usize = 4;
 /// What it tries to reserve when the machine does not say how much memory it has.
 const USUAL_RESERVATION: usize = 64 << 30;
 /// It gives up when even so little is refused.
@@ -34,6 +36,7 @@ impl Heap<BuildGeometry> {
             0 => USUAL_RESERVATION,
             memory => memory.saturating_mul(ARENA_TO_MEMORY),
         };
+        let wanted = wanted.min(options.limit.saturating_mul(ARENA_TO_LIMIT));
         let mut bytes = wanted.clamp(LEAST_RESERVATION, built::ARENA_BYTES);
         if let Some(heap) = Self::for_process_of(bytes, options) {
             return Some(heap);

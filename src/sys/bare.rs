@@ -39,6 +39,9 @@ pub(crate) mod resident {
     //! What of the memory the system holds in RAM: there is none.
     use super::NonNull;
 
+    /// Pages of any size.
+    pub(crate) const WINDOW: usize = 1 << 21;
+
     /// None has memory of the system's.
     pub(crate) fn bytes_with_memory(_start: NonNull<u8>, _bytes: usize) -> usize {
         0

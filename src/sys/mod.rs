@@ -101,12 +101,70 @@ pub(crate) enum Remapped {
     Lost,
 }
 
+/// Memory in more mappings than this is not moved: they stay apart, and one is added with each move.
+const MOST_MAPPINGS: usize = 8;
+
 /// Moves the memory of `bytes` committed bytes to another place, without copying it; what was there is lost. The old
 /// place stays committed, and reads as zeros.
 ///
+/// Mappings are moved one by one. The system would move several, from Linux 6.17 on, but where it fails there, some of them
+/// have been moved, and nobody can tell which.
+///
 /// # Safety
-/// Both ranges are committed and belong to the caller; they do not overlap.
+/// Both ranges are committed and belong to the caller; they do not overlap. What lies behind the old one is mapped.
 pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) -> Remapped {
+    let (mut ends, mut mappings, mut end) = ([0; MOST_MAPPINGS], 0, 0);
+    while end < bytes {
+        // SAFETY: the part is the caller's.
+        let in_one = unsafe { bytes_in_one_mapping(from.add(end), bytes - end) };
+        if in_one == 0 || mappings == MOST_MAPPINGS {
+            return Remapped::Refused;
+        }
+        end += in_one;
+        ends[mappings] = end;
+        mappings += 1;
+    }
+    let mut start = 0;
+    for end in ends[..mappings].iter().copied() {
+        // SAFETY: the parts are the caller's.
+        let remapped = unsafe { remap_mapping(from.add(start), to.add(start), end - start) };
+        if remapped != Remapped::Moved {
+            // SAFETY: what has been moved is at the new place, and there is memory, or will be, at the old one.
+            unsafe { from.copy_from_nonoverlapping(to, start) };
+            return if start > 0 && remapped == Remapped::Refused { Remapped::MappedAnew } else { remapped };
+        }
+        start = end;
+    }
+    Remapped::Moved
+}
+
+/// How many of the `bytes` from `start` on, whole OS pages, lie in one mapping; 0 if the system does not say.
+///
+/// # Safety
+/// The range is committed and belongs to the caller, and what lies behind it is mapped.
+unsafe fn bytes_in_one_mapping(start: NonNull<u8>, bytes: usize) -> usize {
+    let is_one = |bytes: usize| {
+        // More room in the same place is not to be had. For a range in several mappings that is not what the system says.
+        // SAFETY: nothing is moved, and what lies behind is mapped.
+        let grown = unsafe { libc::mremap(start.as_ptr().cast(), bytes, bytes + page_size(), 0) };
+        grown == libc::MAP_FAILED && errno() == libc::ENOMEM
+    };
+    if is_one(bytes) {
+        return bytes;
+    }
+    let (mut one, mut several) = (0, bytes / page_size());
+    while one + 1 < several {
+        let middle = one.midpoint(several);
+        if is_one(middle * page_size()) { one = middle } else { several = middle }
+    }
+    one * page_size()
+}
+
+/// [`remap`] of one mapping, or part of one, which is moved as a whole or not at all.
+///
+/// # Safety
+/// As there.
+unsafe fn remap_mapping(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) -> Remapped {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     // SAFETY: both ranges are the caller's, who expects the contents in the new one.
     let moved = unsafe { libc::mremap(from.as_ptr().cast(), bytes, bytes, flags, to.as_ptr()) };
@@ -210,8 +268,9 @@ pub(crate) fn sleep(nanoseconds: u64) {
         tv_sec: (nanoseconds / 1_000_000_000) as _,
         tv_nsec: (nanoseconds % 1_000_000_000) as _,
     };
-    // SAFETY: nanosleep reads the time; an early return does no harm.
-    unsafe { libc::nanosleep(&time, ptr::null_mut()) };
+    // Not by the C library's function: it would end a thread that is to be cancelled in here, which may hold locks.
+    // SAFETY: the kernel reads the time; an early return does no harm.
+    unsafe { libc::syscall(libc::SYS_nanosleep, &raw const time, ptr::null_mut::<libc::timespec>()) };
 }
 
 /// Nanoseconds on a clock that never goes back.
@@ -402,6 +461,55 @@ pub(crate) fn at_fork(
     // SAFETY: the functions are there for as long as the program, or the library, is.
     unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) == 0 }
 }
+
+/// Takes the C library's lock of its list of streams. `fork` takes it too, after the handlers and before the locks of the C
+/// library's own allocator: who holds it may wait for a stream, and who holds that may allocate.
+#[cfg(target_env = "gnu")]
+pub(crate) fn lock_streams() {
+    // SAFETY: no preconditions; a thread may take it more than once.
+    unsafe { _IO_list_lock() };
+}
+
+/// Opens what [`lock_streams`] locked, after a fork in the parent.
+///
+/// # Safety
+/// This thread locked it.
+#[cfg(target_env = "gnu")]
+pub(crate) unsafe fn unlock_streams() {
+    // SAFETY: as the caller says.
+    unsafe { _IO_list_unlock() };
+}
+
+/// Opens what [`lock_streams`] locked, after a fork in the child, where the C library may have done so already.
+///
+/// # Safety
+/// There is no other thread.
+#[cfg(target_env = "gnu")]
+pub(crate) unsafe fn reset_streams() {
+    // SAFETY: as the caller says.
+    unsafe { _IO_list_resetlock() };
+}
+
+#[cfg(target_env = "gnu")]
+unsafe extern "C" {
+    fn _IO_list_lock();
+    fn _IO_list_unlock();
+    fn _IO_list_resetlock();
+}
+
+/// musl's `fork` takes its allocator's lock last, as it should be: there is nothing to do.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn lock_streams() {}
+
+/// # Safety
+/// None is needed; with glibc it is.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) unsafe fn unlock_streams() {}
+
+/// # Safety
+/// None is needed; with glibc it is.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) unsafe fn reset_streams() {}
 
 /// A fence in all threads: each executes one between two of its instructions, wherever it is, after the call and before it
 /// returns; a thread that does not run has done so when it was stopped. What a thread wrote before its fence is read after the

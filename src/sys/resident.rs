@@ -75,7 +75,7 @@ fn read_mincore(start: usize, pages: &mut [bool; ENTRIES]) {
     }
 }
 
-/// OS pages that [`PageMap::read`] tells of.
+/// OS pages that [`PageMap::read`] and [`bytes_with_memory`] tell of.
 pub(crate) const WINDOW: usize = ENTRIES;
 
 /// Bytes of the whole process that are resident, `None` if the system does not say.
