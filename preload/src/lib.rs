@@ -13,7 +13,8 @@
 //! which all libraries of a program share one allocator, is for x86-64.
 //!
 //! No function here calls another one by its exported name: that would lead to whichever library comes first, and
-//! the compiler believes to know what `malloc` does.
+//! the compiler believes to know what `malloc` does. But where a program has a `malloc` of its own, those that it does not
+//! have lead there: see `seen.rs`.
 
 // Without std there is no runtime to load with every program. Its panics unwind in the profiles that `cargo test`
 // and `cargo build` use, and for that std is needed.
@@ -25,6 +26,7 @@ mod errno;
 mod libc_names;
 #[cfg(target_arch = "x86_64")]
 mod operators;
+mod seen;
 
 // What the compiler adds on AArch64 has tables for unwinding that name std's function for it. Nothing unwinds here.
 #[cfg(all(panic = "abort", target_arch = "aarch64"))]
@@ -36,6 +38,8 @@ core::arch::global_asm!(
 );
 
 use core::ffi::{c_int, c_void};
+use core::sync::atomic::AtomicPtr;
+use core::{mem, ptr};
 use errno::{failing_with_enomem, keeping_errno, set_errno};
 use page_memory_allocator::PageAllocator;
 
@@ -48,11 +52,40 @@ extern "C" fn start() {
     let block = HEAP.malloc(1);
     // SAFETY: the block is null or was just allocated.
     unsafe { HEAP.free(block) };
+    // Who looks later may wait for the loader, while a thread that opens a library waits for him.
+    seen::look();
 }
 
 #[used]
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = start;
+
+// An indirect function: the loader calls its resolver when it relocates this library, which comes before the program is
+// relocated. Indirect functions of the program may allocate when they are resolved; thread-local storage has its first
+// values after that.
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+core::arch::global_asm!(
+    ".pushsection .text.pma_relocated,\"ax\",@progbits",
+    ".type pma_relocated, @gnu_indirect_function",
+    ".globl pma_relocated",
+    ".hidden pma_relocated",
+    "pma_relocated:",
+    // The stack is aligned for the call.
+    "sub rsp, 8",
+    "call {serve}",
+    "add rsp, 8",
+    "lea rax, [rip + {serve}]",
+    "ret",
+    ".popsection",
+    serve = sym page_memory_allocator::serve_before_thread_local_storage,
+);
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+unsafe extern "C" {
+    fn pma_relocated();
+}
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+#[used]
+static RELOCATED: unsafe extern "C" fn() = pma_relocated;
 
 /// A block of `size` bytes, aligned to 16; to 8 if it has no more than 8 bytes. Null with `ENOMEM` if there is none.
 #[unsafe(no_mangle)]
@@ -104,10 +137,17 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void
 /// `block` is null or a live block.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
-    match count.checked_mul(size) {
+    static REALLOC: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    let Some(bytes) = count.checked_mul(size) else { return out_of_memory() };
+    if !seen::is_beside_another() {
         // SAFETY: the caller's contract is the same.
-        Some(bytes) => unsafe { resize(block, bytes) },
-        None => out_of_memory(),
+        return unsafe { resize(block, bytes) };
+    }
+    // SAFETY: what has this name has these arguments.
+    unsafe {
+        let realloc: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void =
+            mem::transmute(seen::once_by_name("realloc\0", &REALLOC));
+        realloc(block, bytes)
     }
 }
 
@@ -120,7 +160,7 @@ unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
     if size == 0 {
         // SAFETY: the block is live, and given up.
         keeping_errno(|| unsafe { HEAP.free(block.cast()) });
-        return core::ptr::null_mut();
+        return ptr::null_mut();
     }
     // SAFETY: the block is live; all of this library's are allocated without layouts.
     failing_with_enomem(|| unsafe { HEAP.realloc_unsized(block.cast(), size) })
@@ -156,7 +196,26 @@ extern "C" fn free_slow(block: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free_sized(block: *mut c_void, size: usize) {
     // SAFETY: the caller's contract is the same.
-    keeping_errno(|| unsafe { HEAP.free_sized(block.cast(), size) });
+    unsafe {
+        if seen::is_beside_another() {
+            programs_free(block);
+        } else {
+            keeping_errno(|| HEAP.free_sized(block.cast(), size));
+        }
+    }
+}
+
+/// `free`, as the program sees it.
+///
+/// # Safety
+/// `block` is null, or a live block of the program's `malloc`.
+unsafe fn programs_free(block: *mut c_void) {
+    static FREE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    // SAFETY: what has this name has this argument.
+    unsafe {
+        let free: unsafe extern "C" fn(*mut c_void) = mem::transmute(seen::once_by_name("free\0", &FREE));
+        free(block);
+    }
 }
 
 /// [`free`] for a block of `size` bytes from [`aligned_alloc`] (C23). Unless the block has as many, the process ends.
@@ -166,7 +225,7 @@ pub unsafe extern "C" fn free_sized(block: *mut c_void, size: usize) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _alignment: usize, size: usize) {
     // SAFETY: the caller's contract is the same.
-    keeping_errno(|| unsafe { HEAP.free_sized(block.cast(), size) });
+    unsafe { free_sized(block, size) };
 }
 
 /// [`free`], as it was called in old programs.
@@ -176,7 +235,7 @@ pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _alignment: usiz
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cfree(block: *mut c_void) {
     // SAFETY: the caller's contract is the same.
-    keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+    unsafe { if seen::is_beside_another() { programs_free(block) } else { free(block) } };
 }
 
 /// Stores a block of `size` bytes at a multiple of `alignment` and returns 0. Returns `EINVAL` unless the alignment
@@ -241,6 +300,12 @@ pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
     keeping_errno(|| unsafe { HEAP.usable_size(block.cast()) })
 }
 
+/// Gives free memory back to the system, all of it, as [`PageAllocator::purge`] does. Returns 1 if there was some, else 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn malloc_trim(_kept: usize) -> c_int {
+    keeping_errno(|| HEAP.purge() > 0).into()
+}
+
 fn aligned(alignment: usize, size: usize) -> *mut c_void {
     failing_with_enomem(|| HEAP.malloc_aligned(size, alignment))
 }
@@ -253,13 +318,13 @@ fn os_page_size() -> usize {
 #[cold]
 fn out_of_memory() -> *mut c_void {
     set_errno(libc::ENOMEM);
-    core::ptr::null_mut()
+    ptr::null_mut()
 }
 
 #[cold]
 fn invalid() -> *mut c_void {
     set_errno(libc::EINVAL);
-    core::ptr::null_mut()
+    ptr::null_mut()
 }
 
 /// Ends the process, saying why.

@@ -2,66 +2,54 @@
 //! cost of two more jumps each; these take a block from the thread's cache, and put it there, themselves.
 //!
 //! A program may replace some of the operators, and rely on the C++ library's others to call those. Then none of ours
-//! may serve: what one allocator gave, another would get back. So the first call looks whether every operator that
-//! the program sees is ours. If one is not, each of ours hands its calls on to the next library's.
+//! may serve: what one allocator gave, another would get back. So it is looked up whether every operator that
+//! the program sees [is ours](crate::seen). If one is not, each of ours hands its calls on to the next library's.
 //!
 //! The next library's `new` also sees to what fails: it calls the new-handler and throws `bad_alloc`, which this
 //! language cannot. It is reached by a jump, with the arguments as they came, so that no frame of this library is
 //! there when the exception passes.
 
 use crate::HEAP;
-use core::ffi::c_void;
+use crate::seen::{is_ours, known_to_be_ours};
+use core::ffi::{CStr, c_void};
 use core::mem;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
-/// Whose operators the program sees.
-static SERVING: AtomicU8 = AtomicU8::new(UNKNOWN);
-const UNKNOWN: u8 = 0;
-const OURS: u8 = 1;
-const OTHERS: u8 = 2;
-
-#[inline(always)]
-fn known_to_be_ours() -> bool {
-    SERVING.load(Relaxed) == OURS
-}
-
-/// Whether the program sees none but ours; found out at the first call.
-fn is_ours() -> bool {
-    if SERVING.load(Relaxed) == UNKNOWN {
-        let this_library = library_of(is_ours as *const c_void);
-        let ours = OPERATORS.iter().all(|name| {
-            // SAFETY: the name ends in a zero.
-            let seen = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast()) };
-            library_of(seen) == this_library
-        });
-        SERVING.store(if ours { OURS } else { OTHERS }, Relaxed);
-    }
-    known_to_be_ours()
-}
-
-/// Where the library, or the program, that `address` lies in was loaded; null if there is none.
-fn library_of(address: *const c_void) -> *mut c_void {
-    let mut info = mem::MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: zeros are a valid value of the struct, which dladdr writes to if it finds something.
-    unsafe {
-        libc::dladdr(address, info.as_mut_ptr());
-        info.assume_init().dli_fbase
-    }
-}
+/// The C++ libraries that there are.
+const LIBRARIES: [&CStr; 3] = [c"libstdc++.so.6", c"libc++.so.1", c"libc++abi.so.1"];
 
 /// Where the libraries behind this one have the operator `name`, which ends in a zero. Looked up once, and kept in
-/// `found`. Without one there is nobody to turn to, and the process ends.
+/// `found`. If there is none, `found` stays null.
 fn next(name: &'static str, found: &AtomicPtr<c_void>) -> *mut c_void {
     if found.load(Relaxed).is_null() {
         // SAFETY: the name ends in a zero.
-        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) };
-        if next.is_null() {
-            crate::end(b"libpma: there is no C++ library to throw bad_alloc\n");
+        let mut next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) };
+        // A library that the program has opened may have the C++ library to itself.
+        for library in LIBRARIES {
+            if !next.is_null() {
+                break;
+            }
+            // SAFETY: the names end in zeros, and nothing is loaded. What is found is not closed: it is to stay.
+            unsafe {
+                let opened = libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+                if !opened.is_null() {
+                    next = libc::dlsym(opened, name.as_ptr().cast());
+                }
+            }
         }
         found.store(next, Relaxed);
     }
     found.load(Relaxed)
+}
+
+/// [`next`] for an operator that has to be there: without one there is nobody to turn to, and the process ends.
+fn next_or_end(name: &'static str, found: &AtomicPtr<c_void>) -> *mut c_void {
+    let next = next(name, found);
+    if next.is_null() {
+        crate::end(b"libpma: there is no C++ library to throw bad_alloc\n");
+    }
+    next
 }
 
 /// The name of an operator, with a zero behind it.
@@ -100,17 +88,24 @@ macro_rules! new {
                     "je 2f",
                     "ret",
                     "2:",
-                    "jmp qword ptr [rip + {next}]",
+                    "mov rax, qword ptr [rip + {next}]",
+                    "test rax, rax",
+                    "je 3f",
+                    "jmp rax",
+                    "3:",
+                    "ret",
                     block = sym block,
                     next = sym NEXT,
                 )
             }
 
-            /// A block from the heap. Null if the next library's operator is to serve, which is then in `NEXT`.
+            /// A block from the heap. Null if the next library's operator is to serve, which is then in `NEXT`; if there is
+            /// none, and nothing is to be thrown, the answer is null.
             extern "C" fn block($($argument: $type),*) -> *mut c_void {
                 let block = if is_ours() { $block } else { ptr::null_mut() };
                 if block.is_null() {
-                    next(name!($name), &NEXT);
+                    let throws = !name!($name).contains("nothrow");
+                    if throws { next_or_end(name!($name), &NEXT) } else { next(name!($name), &NEXT) };
                 }
                 block.cast()
             }
@@ -146,7 +141,7 @@ macro_rules! delete {
                 // SAFETY: what has this name has these arguments.
                 unsafe {
                     let next: unsafe extern "C" fn(*mut c_void $(, $type)*) =
-                        mem::transmute(next(name!($name), &NEXT));
+                        mem::transmute(next_or_end(name!($name), &NEXT));
                     next(block $(, $argument)*);
                 }
             }
@@ -168,7 +163,7 @@ macro_rules! operators {
         $(new!($new $new_arguments $cached, $block);)*
         $(delete!($delete $delete_arguments);)*
         /// Their names.
-        static OPERATORS: &[&str] = &[$(name!($new),)* $(name!($delete),)*];
+        pub(crate) static OPERATORS: &[&str] = &[$(name!($new),)* $(name!($delete),)*];
     };
 }
 

@@ -62,6 +62,7 @@ interface! {
     valloc: fn(usize) -> Block;
     pvalloc: fn(usize) -> Block;
     malloc_usable_size: fn(Block) -> usize;
+    malloc_trim: fn(usize) -> c_int;
 }
 
 /// The library, opened.
@@ -626,6 +627,28 @@ fn threads_that_come_and_go_leave_no_memory_behind() {
             let more = resident().saturating_sub(before);
             // The blocks of one thread are half a megabyte.
             assert!(more < 2 << 20, "{more} bytes more");
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn malloc_trim_gives_free_memory_back() {
+    const BYTES: usize = 64 << 20;
+    let output = in_child(
+        |_| {},
+        || {
+            // SAFETY: the block is that long, and freed once.
+            let ((before, given_back, after), errno) = with_errno(|| unsafe {
+                let block = (pma().malloc)(BYTES);
+                fill(block.cast(), BYTES, 1);
+                (pma().free)(block);
+                (resident(), (pma().malloc_trim)(0), resident())
+            });
+            assert_eq!((given_back, errno), (1, UNTOUCHED));
+            assert!(after + BYTES / 2 < before, "{before} {after}");
+            // SAFETY: it may always be called.
+            assert_eq!(unsafe { (pma().malloc_trim)(0) }, 0);
         },
     );
     assert!(output.status.success(), "{output:?}");

@@ -19,7 +19,7 @@ use std::ffi::CString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, mem, ptr, thread};
 
@@ -184,6 +184,51 @@ fn children_forked_while_threads_allocate_allocate_too() {
 }
 
 #[test]
+fn forks_do_not_wait_for_who_holds_a_stream_and_allocates() {
+    const FORKS: usize = 400;
+    fs::write(made("lines"), format!("{}\n", "x".repeat(300_000)).repeat(20)).unwrap();
+    on_library(|| {
+        let path = CString::new(made("lines").into_os_string().into_encoded_bytes()).unwrap();
+        // SAFETY: the stream is the thread's own, but that others flush it; the line is freed once.
+        let read_lines = || unsafe {
+            let stream = libc::fopen(path.as_ptr(), c"r".as_ptr());
+            assert!(!stream.is_null());
+            // The C library has the line grow while it holds the stream.
+            let (mut line, mut size) = (ptr::null_mut(), 0);
+            while libc::getline(&mut line, &mut size, stream) > 0 {
+                libc::free(line.cast());
+                (line, size) = (ptr::null_mut(), 0);
+            }
+            libc::free(line.cast());
+            libc::fclose(stream);
+        };
+        // SAFETY: all streams are flushed, one after the other.
+        let flush = || unsafe { libc::fflush(ptr::null_mut()) };
+        let stop = AtomicBool::new(false);
+        let until_stopped = |work: &dyn Fn()| {
+            while !stop.load(Ordering::Relaxed) {
+                work();
+            }
+        };
+        thread::scope(|scope| {
+            (0..3).for_each(|_| drop(scope.spawn(|| until_stopped(&read_lines))));
+            (0..2).for_each(|_| drop(scope.spawn(|| until_stopped(&|| _ = flush()))));
+            for _ in 0..FORKS {
+                // SAFETY: the child ends at once.
+                unsafe {
+                    let child = libc::fork();
+                    if child == 0 {
+                        libc::_exit(0);
+                    }
+                    assert!(child > 0 && libc::waitpid(child, ptr::null_mut(), 0) == child);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
+#[test]
 fn programs_started_by_a_program_whose_threads_allocate_run_on_the_library_too() {
     on_library(|| {
         thread::scope(|scope| {
@@ -258,7 +303,13 @@ fn a_library_that_prefers_its_own_symbols_shares_the_allocator_all_the_same() {
         let path = CString::new(made("module.so").into_os_string().into_encoded_bytes()).unwrap();
         // SAFETY: the library has no constructors, and these functions of these types; each block is freed once.
         unsafe {
-            let module = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_DEEPBIND);
+            let flags = libc::RTLD_NOW | libc::RTLD_DEEPBIND;
+            #[cfg(target_env = "gnu")]
+            let opened_elsewhere = libc::dlmopen(libc::LM_ID_BASE, path.as_ptr(), flags);
+            #[cfg(not(target_env = "gnu"))]
+            let opened_elsewhere = libc::dlopen(path.as_ptr(), flags);
+            assert!(!opened_elsewhere.is_null());
+            let module = libc::dlopen(path.as_ptr(), flags);
             assert!(!module.is_null());
             let function = |name: &CStr| {
                 let function = libc::dlsym(module, name.as_ptr());
@@ -271,6 +322,58 @@ fn a_library_that_prefers_its_own_symbols_shares_the_allocator_all_the_same() {
                 libc::free(give(size));
                 take(libc::malloc(size));
                 take(libc::strdup(c"duplicated by the C library".as_ptr()).cast());
+            }
+        }
+    });
+}
+
+/// Runs a C program with the library, if there is a compiler.
+fn run_c(name: &str, arguments: &[&str]) {
+    let program = made(name);
+    if compile("cc", &format!("{name}.c"), arguments, &program) {
+        let mut command = Command::new(program);
+        preload(&mut command, &[], &[]);
+        assert_ended_well(&command.output().expect("the program can be started"));
+    }
+}
+
+#[test]
+fn a_thread_is_not_cancelled_in_malloc_nor_in_free() {
+    run_c("cancelled", &["-pthread"]);
+}
+
+#[test]
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+fn memory_is_served_while_the_program_is_relocated() {
+    run_c("resolver", &[]);
+}
+
+#[test]
+fn a_program_that_has_a_malloc_of_its_own_has_the_rest_by_that() {
+    run_c("own_malloc", &[]);
+}
+
+#[test]
+fn a_library_in_cpp_of_a_program_in_another_language_allocates_and_throws() {
+    let plugin = made("plugin.so");
+    if !compile("c++", "plugin.cc", &["-shared", "-fPIC", "-pthread"], &plugin) {
+        return;
+    }
+    on_library(|| {
+        let path = CString::new(made("plugin.so").into_os_string().into_encoded_bytes()).unwrap();
+        // SAFETY: the library has these functions of these types.
+        unsafe {
+            let plugin = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+            assert!(!plugin.is_null());
+            for (name, size, result) in [
+                (c"throws", 100, 0),
+                (c"throws", isize::MAX as usize, 1),
+                (c"is_null", 100, 0),
+                (c"is_null", isize::MAX as usize, 1),
+            ] {
+                let function: extern "C" fn(usize) -> i32 =
+                    mem::transmute(libc::dlsym(plugin, name.as_ptr()));
+                assert_eq!(function(size), result, "{name:?} {size}");
             }
         }
     });

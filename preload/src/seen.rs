@@ -1,0 +1,83 @@
+//! Whose functions the program sees.
+//!
+//! A program may have a `malloc` of its own, or replace some of the operators `new` and `delete`, and leave what there is
+//! beside them to the libraries, whose functions call those. Then ours must do so, too: what one allocator gave, another would
+//! get back.
+
+use core::ffi::c_void;
+use core::mem;
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
+
+/// What was found out about the program; [`UNKNOWN`] before that.
+static SEEN: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+/// All functions that allocate and free are ours.
+const OURS: u8 = 1;
+/// Some are another's: operators, or all of them.
+const OTHERS: u8 = 2;
+/// `malloc` and what has to go with it are another's, and what there may be beside that is ours.
+const OTHERS_MALLOC: u8 = 3;
+
+/// What a program that has a `malloc` of its own has, and what it may leave out; with a zero behind each name.
+const MALLOC: [&str; 3] = ["malloc\0", "realloc\0", "free\0"];
+const BESIDE: &str = "reallocarray\0";
+
+/// Whether all that the program sees is ours, as far as was found out.
+#[inline(always)]
+pub(crate) fn known_to_be_ours() -> bool {
+    SEEN.load(Relaxed) == OURS
+}
+
+/// Whether all that the program sees is ours.
+pub(crate) fn is_ours() -> bool {
+    look() == OURS
+}
+
+/// Whether the program has a `malloc` of its own, and sees ours beside it.
+pub(crate) fn is_beside_another() -> bool {
+    look() == OTHERS_MALLOC
+}
+
+/// Finds out what the program sees, at the first call, which is made when the library is loaded.
+pub(crate) fn look() -> u8 {
+    if SEEN.load(Relaxed) == UNKNOWN {
+        let this_library = library_of(look as *const c_void);
+        let are_ours =
+            |names: &[&'static str]| names.iter().all(|name| library_of(by_name(name)) == this_library);
+        #[cfg(target_arch = "x86_64")]
+        let operators = crate::operators::OPERATORS;
+        #[cfg(not(target_arch = "x86_64"))]
+        let operators = &[];
+        let seen = match are_ours(&MALLOC) {
+            true if are_ours(operators) => OURS,
+            false if are_ours(&[BESIDE]) => OTHERS_MALLOC,
+            _ => OTHERS,
+        };
+        SEEN.store(seen, Relaxed);
+    }
+    SEEN.load(Relaxed)
+}
+
+/// The function of the program that has this name, with a zero behind it; null if there is none.
+fn by_name(name: &'static str) -> *mut c_void {
+    // SAFETY: the name ends in a zero.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast()) }
+}
+
+/// [`by_name`], looked up once and kept in `found`.
+pub(crate) fn once_by_name(name: &'static str, found: &AtomicPtr<c_void>) -> *mut c_void {
+    if found.load(Relaxed).is_null() {
+        found.store(by_name(name), Relaxed);
+    }
+    found.load(Relaxed)
+}
+
+/// Where the library, or the program, that `address` lies in was loaded; null if there is none.
+fn library_of(address: *const c_void) -> *mut c_void {
+    let mut info = mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: zeros are a valid value of the struct, which dladdr writes to if it finds something.
+    unsafe {
+        libc::dladdr(address, info.as_mut_ptr());
+        info.assume_init().dli_fbase
+    }
+}
