@@ -301,6 +301,22 @@ fn huge_pages_are_refused_where_they_are_not_asked_for() {
 }
 
 #[test]
+fn runs_that_end_early_in_a_huge_page_do_not_have_the_rest_of_it() {
+    let output = in_child(
+        |_: &mut Command| (),
+        || {
+            let (before, bytes) = (status("VmRSS:"), 4 * MIB + 64);
+            let runs: Vec<_> = (0..50).map(|_| vec![1u8; bytes]).collect();
+            let resident = status("VmRSS:") - before;
+            let asked: usize = runs.iter().map(Vec::len).sum();
+            // A page each that is used in part, and where huge pages are, the last one.
+            assert!(resident < asked + asked / 10, "{resident} for {asked}");
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn where_memory_went_back_in_parts_the_system_does_not_fill_huge_pages() {
     let output = in_child(
         |_| (),

@@ -23,6 +23,8 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
 const LARGE: usize = 2 * HUGE_PAGE;
+/// Unless more than this part of what they have would be left of their last huge page.
+const WASTED_SHARE: usize = 16;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
 const SPARSE: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
@@ -105,7 +107,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under. It begins where a
-    /// huge page does if it has `least_aligned` bytes.
+    /// huge page does if it has `least_aligned` bytes, and little is left of its last huge page.
     fn claim_run(
         &self,
         owner: ComponentIndex,
@@ -141,8 +143,13 @@ impl<G: Geometry> Heap<G> {
         layout: Layout,
         least_aligned: usize,
     ) -> Option<PageIndex> {
+        // What is left of the last huge page has memory, too, once the run's part of it is touched.
+        let left = layout.size().next_multiple_of(HUGE_PAGE) - layout.size();
+        let is_aligned = layout.size() >= least_aligned
+            && left <= layout.size() / WASTED_SHARE
+            && self.arena.has_huge_pages();
         let find = |runs: &mut Runs| {
-            let at_huge_page = if layout.size() >= least_aligned && self.arena.has_huge_pages() {
+            let at_huge_page = if is_aligned {
                 self.find_guarded(runs, count, layout.align().max(HUGE_PAGE))
             } else {
                 None
