@@ -66,7 +66,8 @@
 //!    become addresses, a word of the bitmap at a time; from the fuller pages first, and within a page
 //!    lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
-//!    lowest free page becomes Divided; else the arena commits more memory. In a heap that is large enough for huge pages,
+//!    lowest free page becomes Divided; else the arena commits more memory; else one is made of those that stayed
+//!    Divided without a block in use. In a heap that is large enough for huge pages,
 //!    blocks of which the program touches only the beginning have the lowest sparse page (`heap/find.rs`).
 //!
 //! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It

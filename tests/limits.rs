@@ -338,6 +338,56 @@ fn without_mappings_what_fits_is_served() {
     );
 }
 
+/// A block of each size that pages are divided into, freed again by a thread that ends.
+fn touch_every_class() {
+    let touch = || (8..=32 << 10).step_by(8).for_each(|size| drop(black_box(Vec::<u8>::with_capacity(size))));
+    small_thread(touch).join().expect("the thread ends well");
+}
+
+#[test]
+fn pages_without_a_block_in_use_do_not_count_for_the_limit() {
+    // The harness has blocks in 2 MiB of pages, and a thread that touches every class leaves 3.
+    const LIMIT: usize = 10 << 20;
+    const MOST: usize = 7 << 20;
+    succeeds(
+        |command| {
+            command.env("PMA_LIMIT", LIMIT.to_string());
+        },
+        || {
+            let is_served = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+            touch_every_class();
+            assert!(is_served(MOST), "no run: {}", HEAP.summary());
+            let mut run = Vec::<u8>::with_capacity(3 << 20);
+            run.push(1);
+            touch_every_class();
+            assert!(run.try_reserve_exact(MOST).is_ok(), "no longer run: {}", HEAP.summary());
+            drop(run);
+            // One size has all of it.
+            touch_every_class();
+            let mut blocks = Vec::with_capacity(LIMIT / 1024);
+            fill_up(&mut blocks, 1024);
+            assert!(blocks.len() * 1024 > 6 << 20, "{} blocks: {}", blocks.len(), HEAP.summary());
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
+#[test]
+fn purge_gives_up_pages_without_a_block_in_use() {
+    succeeds(
+        |_| (),
+        || {
+            HEAP.purge();
+            let before = HEAP.summary().divided_pages.get();
+            touch_every_class();
+            assert!(HEAP.summary().divided_pages.get() > before + 20, "{}", HEAP.summary());
+            HEAP.purge();
+            assert!(HEAP.summary().divided_pages.get() < before + 5, "{}", HEAP.summary());
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
 #[test]
 fn address_spaces_of_any_size_serve_what_fits() {
     for shift in 26..=30 {

@@ -33,6 +33,14 @@ const REMAPPED: usize = 1 << 20;
 /// mappings.
 const MOST_APART: usize = 16;
 
+/// Why a run cannot be claimed.
+enum Lack {
+    /// There are not so many free pages side by side, or the heap's limit does not allow for them.
+    OfPages,
+    /// The limit of its component does not.
+    OfAllowance,
+}
+
 impl<G: Geometry> Heap<G> {
     /// Whether the heap's limit allows for so many pages more.
     pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
@@ -115,11 +123,34 @@ impl<G: Geometry> Heap<G> {
         least_aligned: usize,
     ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
+        let claim = || self.claim_for(owner, count, layout, least_aligned);
+        let (runs, start) = match claim() {
+            Err(Lack::OfPages) if self.is_process_heap => {
+                self.release_unused_pages();
+                claim()
+            }
+            claimed => claimed,
+        }
+        .ok()?;
+        Some((runs, start, count))
+    }
+
+    /// Claims `count` pages as a run for `layout`, unless there is a lack of something.
+    fn claim_for(
+        &self,
+        owner: ComponentIndex,
+        count: PageCount,
+        layout: Layout,
+        least_aligned: usize,
+    ) -> Result<(Guard<'_, Runs<'static>>, PageIndex), Lack> {
         let mut runs = self.runs();
         let may_use =
             self.may_use(&runs, count) || (self.release_all_waiting(&mut runs) && self.may_use(&runs, count));
-        if !may_use || !self.charge_pages(owner, count) {
-            return None;
+        if !may_use {
+            return Err(Lack::OfPages);
+        }
+        if !self.charge_pages(owner, count) {
+            return Err(Lack::OfAllowance);
         }
         let claimed = match self.take_waiting(&mut runs, count, layout.align()) {
             None => self.claim_anew(&mut runs, count, layout, least_aligned),
@@ -127,12 +158,12 @@ impl<G: Geometry> Heap<G> {
         };
         let Some(start) = claimed else {
             self.credit_pages(owner, count);
-            return None;
+            return Err(Lack::OfPages);
         };
         self.settle_account(owner);
         self.table.set_owner(&mut runs, start, owner);
         self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
-        Some((runs, start, count))
+        Ok((runs, start))
     }
 
     /// Claims `count` free pages as a run for `layout`.
@@ -149,11 +180,8 @@ impl<G: Geometry> Heap<G> {
             && left <= layout.size() / WASTED_SHARE
             && self.arena.has_huge_pages();
         let find = |runs: &mut Runs| {
-            let at_huge_page = if is_aligned {
-                self.find_guarded(runs, count, layout.align().max(HUGE_PAGE))
-            } else {
-                None
-            };
+            let at_huge_page =
+                if is_aligned { self.find_guarded(runs, count, layout.align().max(HUGE_PAGE)) } else { None };
             at_huge_page.or_else(|| self.find_guarded(runs, count, layout.align()))
         };
         let start = match find(runs) {
@@ -270,6 +298,12 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> Option<*mut u8> {
         let new_count = self.pages_for(new)?;
         let (mut runs, head, count) = self.expect_run(address, old);
+        if new_count > count && self.is_process_heap && !self.may_use(&runs, PageCount(new_count.0 - count.0))
+        {
+            drop(runs);
+            self.release_unused_pages();
+            runs = self.expect_run(address, old).0;
+        }
         if new_count < count {
             runs = self.shrink_run(runs, head, count, new_count);
         } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {
