@@ -1,7 +1,7 @@
 //! A heap: an arena, its page table, and the locks.
 //!
-//! Lock order: the ledger, a bin, then the runs. A second bin is only tried for, never waited for, but by
-//! [`Heap::check`], which takes all in order.
+//! Lock order: the ledger, a bin, then the runs. A second bin is only tried for, or waited for in order, as
+//! [`Heap::check`] does, which takes all.
 
 mod accounts;
 mod blocks;

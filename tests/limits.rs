@@ -389,6 +389,54 @@ fn purge_gives_up_pages_without_a_block_in_use() {
 }
 
 #[test]
+fn no_thread_is_refused_a_block_while_pages_of_others_have_some() {
+    const LIMIT: usize = 16 << 20;
+    const THREADS: usize = 4;
+    succeeds(
+        |command| {
+            command.env("PMA_LIMIT", LIMIT.to_string());
+        },
+        || {
+            let meeting = Arc::new(Barrier::new(THREADS + 1));
+            let threads: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    let meeting = Arc::clone(&meeting);
+                    small_thread(move || {
+                        let mut blocks: Vec<Box<[u8; 64]>> = Vec::with_capacity(2_000);
+                        meeting.wait();
+                        meeting.wait();
+                        for turn in 0..200 {
+                            while blocks.len() < blocks.capacity() {
+                                let mut block = Vec::new();
+                                let is_served = block.try_reserve_exact(64).is_ok();
+                                assert!(is_served, "block {} of turn {turn} is refused", blocks.len());
+                                block.resize(64, turn as u8);
+                                blocks.push(block.try_into().expect("the slice has 64 bytes"));
+                            }
+                            blocks.truncate(turn % 5 * 100);
+                        }
+                    })
+                })
+                .collect();
+            meeting.wait();
+            let mut all = Vec::with_capacity(LIMIT / 64);
+            fill_up(&mut all, 64);
+            // A fifth of them goes, none of which leaves a page empty, or even a quarter of one.
+            let mut number = 0;
+            all.retain(|_| {
+                number += 1;
+                number % 5 != 0
+            });
+            HEAP.purge();
+            meeting.wait();
+            threads.into_iter().for_each(|thread| thread.join().expect("no block is refused"));
+            assert!(all.len() > LIMIT / 64 / 3 && all.iter().all(|block| block.len() == 64));
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
+#[test]
 fn address_spaces_of_any_size_serve_what_fits() {
     for shift in 26..=30 {
         let limit = libc::rlimit { rlim_cur: 1 << shift, rlim_max: 1 << shift };

@@ -37,9 +37,13 @@ impl<G: Geometry> Heap<G> {
         self.refill_with_the_last(tag, &mut slots[unused..], &blank)
     }
 
-    /// [`refill`](Self::refill) where no page is to be had, but those that stayed Divided without a live block.
+    /// [`refill`](Self::refill) where no page is to be had: with what other shards have, or with a page that stayed Divided
+    /// without a live block.
     #[cold]
     fn refill_with_the_last(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
+        if let Some(bin) = self.adopt_any(tag) {
+            return self.take(bin, tag, slots, blank).0;
+        }
         self.release_unused_pages();
         self.take(self.bin(tag), tag, slots, blank).0
     }
@@ -85,6 +89,22 @@ impl<G: Geometry> Heap<G> {
             let page = other.spare()?;
             self.table.transfer(&mut other, bin, tag, page);
             Some(page)
+        })
+    }
+
+    /// The bin of `tag`, once it has free blocks: it is given the page of another shard of threads, if that is one of theirs,
+    /// too, whether that can spare it or not.
+    fn adopt_any(&self, tag: Tag) -> Option<Guard<'_, Bin>> {
+        let lock = |tag| self.locked_bin(tag).lock_unless_own();
+        self.in_other_shards(tag).find_map(|other| {
+            // Who waits for two waits for that of the lower shard first.
+            let lower = if other.shard().0 < tag.shard().0 { Some(lock(other)?) } else { None };
+            let mut bin = lock(tag)?;
+            let mut other = lower.or_else(|| lock(other))?;
+            if let (None, Some(page)) = (bin.fullest(), other.emptiest()) {
+                self.table.transfer(&mut other, &mut bin, tag, page);
+            }
+            bin.fullest().is_some().then_some(bin)
         })
     }
 
