@@ -200,7 +200,10 @@ impl<G: Geometry> Heap<G> {
     /// A low run of `count` free pages whose address `align` divides.
     pub(super) fn find_aligned(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
         let shift = self.geometry().page_shift();
-        if let Some(lowest) = runs.find(count)
+        // More lies between such runs than in them.
+        let sparse = count.bytes(shift) < align.min(HUGE_PAGE);
+        let lowest = if sparse { self.find_apart(runs, count) } else { runs.find(count) };
+        if let Some(lowest) = lowest
             && self.table.address_of(lowest).is_multiple_of(align)
         {
             return Some(lowest);
@@ -208,7 +211,7 @@ impl<G: Geometry> Heap<G> {
         // Any run this much longer has an aligned one in it.
         let slack = (align >> shift).saturating_sub(1);
         let padded = PageCount(u32::try_from(count.get() + slack).ok()?);
-        let found = self.find(runs, padded)?;
+        let found = if sparse { self.find_spacious(runs, padded) } else { self.find(runs, padded) }?;
         let address = self.table.address_of(found).next_multiple_of(align);
         Some(PageIndex(((address - self.table.base()) >> shift) as u32))
     }
