@@ -238,6 +238,7 @@ impl PageAllocator {
     pub fn purge(&self) -> usize {
         let Some(heap) = heap() else { return 0 };
         thread_cache::call_for_blocks(heap);
+        heap.release_unused_pages();
         heap.purge()
     }
 

@@ -1,7 +1,7 @@
 //! A heap: an arena, its page table, and the locks.
 //!
-//! Lock order: the ledger, a bin, then the runs. A second bin is only tried for, never waited for, but by
-//! [`Heap::check`], which takes all in order.
+//! Lock order: the ledger, a bin, then the runs. A second bin is only tried for, or waited for in order, as
+//! [`Heap::check`] does, which takes all.
 
 mod accounts;
 mod blocks;
@@ -107,7 +107,7 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     /// The accounts of the components, each of which has a shard beyond `shards`; none if the heap knows no components.
     ledger: Option<&'static Ledger>,
     /// Whether this is the heap of the process: then the last page of a class and shard stays Divided when its last
-    /// block is freed, and guards are set if the build is hardened.
+    /// block is freed, until there is a lack of pages, and guards are set if the build is hardened.
     is_process_heap: bool,
     /// Most pages in use at a time.
     limit: PageCount,

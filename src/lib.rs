@@ -66,7 +66,8 @@
 //!    become addresses, a word of the bitmap at a time; from the fuller pages first, and within a page
 //!    lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
-//!    lowest free page becomes Divided; else the arena commits more memory. In a heap that is large enough for huge pages,
+//!    lowest free page becomes Divided; else the arena commits more memory; else it adopts any page with a free block,
+//!    or one is made of those that stayed Divided without one in use. In a heap that is large enough for huge pages,
 //!    blocks of which the program touches only the beginning have the lowest sparse page (`heap/find.rs`).
 //!
 //! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It
@@ -98,7 +99,7 @@
 //! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread
 //! caches stand apart. On its slow paths a thread goes through the gate of its cache before any of these; who takes
 //! blocks from the caches of others has a lock of its own, and closes a gate only if nobody is behind it. A second bin
-//! is only tried for. [`Heap::check`] and `fork` take them all, in order. Readers of the table hold one lock at a time
+//! is only tried for, or waited for in order. [`Heap::check`] and `fork` take them all, in order. Readers of the table hold one lock at a time
 //! and none while they write. A thread that waits for a lock of its own was
 //! interrupted by a signal handler that allocates: the process ends.
 //!

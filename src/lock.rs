@@ -62,6 +62,12 @@ impl<T> Lock<T> {
         }
     }
 
+    /// The lock, unless the calling thread holds it, which was interrupted then.
+    pub(crate) fn lock_unless_own(&self) -> Option<Guard<'_, T>> {
+        let is_own = sys::TELLS_THREADS && self.holder.load(Relaxed) == sys::this_thread();
+        if is_own { None } else { Some(self.lock()) }
+    }
+
     /// The lock, if nobody holds it: for a second lock out of order.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {

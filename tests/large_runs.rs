@@ -8,7 +8,7 @@ mod random;
 use child::{cases, in_child, text};
 use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
 use random::Random;
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout};
 use std::process::{Command, Output};
 use std::{fs, mem, ptr, slice};
 
@@ -376,6 +376,61 @@ fn huge_pages_are_refused_where_they_are_not_asked_for() {
         command.env("PMA_HUGE_PAGES", "0");
     };
     assert_eq!(advice(&in_child(without, small_and_large)), ["nh", "nh", "nh"]);
+}
+
+#[test]
+fn runs_that_end_early_in_a_huge_page_do_not_have_the_rest_of_it() {
+    let output = in_child(
+        |_: &mut Command| (),
+        || {
+            let (before, bytes) = (status("VmRSS:"), 4 * MIB + 64);
+            let runs: Vec<_> = (0..50).map(|_| vec![1u8; bytes]).collect();
+            let resident = status("VmRSS:") - before;
+            let asked: usize = runs.iter().map(Vec::len).sum();
+            // A page each that is used in part, and where huge pages are, the last one.
+            assert!(resident < asked + asked / 10, "{resident} for {asked}");
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn runs_aligned_to_more_than_their_length_do_not_have_what_lies_between_them() {
+    if cfg!(feature = "hardened") {
+        eprintln!("skipped: between hardened runs there are guards, and huge pages");
+        return;
+    }
+    let output = in_child(
+        |_: &mut Command| (),
+        || {
+            for (size, align, count) in
+                [(64 << 10, MIB, 300), (4 << 10, 128 << 10, 2_000), (100_000, 4 * MIB, 100)]
+            {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                let before = status("VmRSS:");
+                let runs: Vec<_> = (0..count)
+                    .map(|_| {
+                        // SAFETY: the layout has a size.
+                        let run = unsafe { HEAP.alloc(layout) };
+                        assert!(!run.is_null() && run.addr().is_multiple_of(align));
+                        // SAFETY: the run is as long.
+                        unsafe { run.write_bytes(1, 4 << 10) };
+                        run
+                    })
+                    .collect();
+                let resident = status("VmRSS:") - before;
+                // An OS page of each, and below where huge pages begin it may be one of those.
+                assert!(
+                    resident < count * (4 << 10) + 16 * MIB,
+                    "{resident} for {count} of {size} at {align}"
+                );
+                // SAFETY: each run was allocated with this layout.
+                runs.into_iter().for_each(|run| unsafe { HEAP.dealloc(run, layout) });
+                HEAP.check().unwrap();
+            }
+        },
+    );
+    assert_ended_well(&output);
 }
 
 #[test]

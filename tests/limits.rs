@@ -338,6 +338,104 @@ fn without_mappings_what_fits_is_served() {
     );
 }
 
+/// A block of each size that pages are divided into, freed again by a thread that ends.
+fn touch_every_class() {
+    let touch = || (8..=32 << 10).step_by(8).for_each(|size| drop(black_box(Vec::<u8>::with_capacity(size))));
+    small_thread(touch).join().expect("the thread ends well");
+}
+
+#[test]
+fn pages_without_a_block_in_use_do_not_count_for_the_limit() {
+    // The harness has blocks in 2 MiB of pages, and a thread that touches every class leaves 3.
+    const LIMIT: usize = 10 << 20;
+    const MOST: usize = 7 << 20;
+    succeeds(
+        |command| {
+            command.env("PMA_LIMIT", LIMIT.to_string());
+        },
+        || {
+            let is_served = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+            touch_every_class();
+            assert!(is_served(MOST), "no run: {}", HEAP.summary());
+            let mut run = Vec::<u8>::with_capacity(3 << 20);
+            run.push(1);
+            touch_every_class();
+            assert!(run.try_reserve_exact(MOST).is_ok(), "no longer run: {}", HEAP.summary());
+            drop(run);
+            // One size has all of it.
+            touch_every_class();
+            let mut blocks = Vec::with_capacity(LIMIT / 1024);
+            fill_up(&mut blocks, 1024);
+            assert!(blocks.len() * 1024 > 6 << 20, "{} blocks: {}", blocks.len(), HEAP.summary());
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
+#[test]
+fn purge_gives_up_pages_without_a_block_in_use() {
+    succeeds(
+        |_| (),
+        || {
+            HEAP.purge();
+            let before = HEAP.summary().divided_pages.get();
+            touch_every_class();
+            assert!(HEAP.summary().divided_pages.get() > before + 20, "{}", HEAP.summary());
+            HEAP.purge();
+            assert!(HEAP.summary().divided_pages.get() < before + 5, "{}", HEAP.summary());
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
+#[test]
+fn no_thread_is_refused_a_block_while_pages_of_others_have_some() {
+    const LIMIT: usize = 16 << 20;
+    const THREADS: usize = 4;
+    succeeds(
+        |command| {
+            command.env("PMA_LIMIT", LIMIT.to_string());
+        },
+        || {
+            let meeting = Arc::new(Barrier::new(THREADS + 1));
+            let threads: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    let meeting = Arc::clone(&meeting);
+                    small_thread(move || {
+                        let mut blocks: Vec<Box<[u8; 64]>> = Vec::with_capacity(2_000);
+                        meeting.wait();
+                        meeting.wait();
+                        for turn in 0..200 {
+                            while blocks.len() < blocks.capacity() {
+                                let mut block = Vec::new();
+                                let is_served = block.try_reserve_exact(64).is_ok();
+                                assert!(is_served, "block {} of turn {turn} is refused", blocks.len());
+                                block.resize(64, turn as u8);
+                                blocks.push(block.try_into().expect("the slice has 64 bytes"));
+                            }
+                            blocks.truncate(turn % 5 * 100);
+                        }
+                    })
+                })
+                .collect();
+            meeting.wait();
+            let mut all = Vec::with_capacity(LIMIT / 64);
+            fill_up(&mut all, 64);
+            // A fifth of them goes, none of which leaves a page empty, or even a quarter of one.
+            let mut number = 0;
+            all.retain(|_| {
+                number += 1;
+                number % 5 != 0
+            });
+            HEAP.purge();
+            meeting.wait();
+            threads.into_iter().for_each(|thread| thread.join().expect("no block is refused"));
+            assert!(all.len() > LIMIT / 64 / 3 && all.iter().all(|block| block.len() == 64));
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
 #[test]
 fn a_limit_bounds_the_address_space_that_is_reserved() {
     succeeds(

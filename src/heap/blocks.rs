@@ -2,6 +2,7 @@
 
 use super::Heap;
 use crate::fault;
+use crate::lock::Guard;
 use crate::page_table::{Bin, Misuse, PageState, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
@@ -28,7 +29,34 @@ impl<G: Geometry> Heap<G> {
     /// asked for rather than begin a page while there are some, none if no page is to be had. `blank` is told of those
     /// that hold nothing that was written when they were put back: they were never put back, or purged.
     pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
-        let mut bin = self.bin(tag);
+        let (taken, granted) = self.take(self.bin(tag), tag, slots, &blank);
+        if taken > 0 || granted == 0 || !self.is_process_heap {
+            return taken;
+        }
+        let unused = slots.len() - granted;
+        self.refill_with_the_last(tag, &mut slots[unused..], &blank)
+    }
+
+    /// [`refill`](Self::refill) where no page is to be had: with what other shards have, or with a page that stayed Divided
+    /// without a live block.
+    #[cold]
+    fn refill_with_the_last(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
+        if let Some(bin) = self.adopt_any(tag) {
+            return self.take(bin, tag, slots, blank).0;
+        }
+        self.release_unused_pages();
+        self.take(self.bin(tag), tag, slots, blank).0
+    }
+
+    /// [`refill`](Self::refill) from `bin`, which is that of `tag`. Returns how many were taken, and how many the limit of the
+    /// component allowed for.
+    fn take(
+        &self,
+        mut bin: Guard<'_, Bin>,
+        tag: Tag,
+        slots: &mut [usize],
+        blank: impl Fn(&mut [usize]),
+    ) -> (usize, usize) {
         let granted = self.charge_blocks(tag, slots.len());
         let unused = slots.len() - granted;
         let slots = &mut slots[unused..];
@@ -49,23 +77,44 @@ impl<G: Geometry> Heap<G> {
         }
         self.credit_blocks(tag, granted - taken);
         self.settle_account(self.component_of(tag));
-        taken
+        (taken, granted)
     }
 
     /// Moves a page that another shard of threads can spare to `bin`, if that is one of theirs, too. The blocks that a
     /// thread has left behind, or handed to others, are used up before memory is.
     fn adopt(&self, bin: &mut Bin, tag: Tag) -> Option<PageIndex> {
-        let shards = self.shards_in_use();
-        if self.component_of(tag) != ComponentIndex::NONE || tag.shard().is_sampled() {
-            return None;
-        }
-        (1..shards).find_map(|distance| {
-            let shard = (tag.shard().0 as usize + distance) % shards;
+        self.in_other_shards(tag).find_map(|other| {
             // Out of order, so only if nobody has it.
-            let mut other = self.locked_bin(Tag::new(ShardIndex(shard as u8), tag.class())).try_lock()?;
+            let mut other = self.locked_bin(other).try_lock()?;
             let page = other.spare()?;
             self.table.transfer(&mut other, bin, tag, page);
             Some(page)
+        })
+    }
+
+    /// The bin of `tag`, once it has free blocks: it is given the page of another shard of threads, if that is one of theirs,
+    /// too, whether that can spare it or not.
+    fn adopt_any(&self, tag: Tag) -> Option<Guard<'_, Bin>> {
+        let lock = |tag| self.locked_bin(tag).lock_unless_own();
+        self.in_other_shards(tag).find_map(|other| {
+            // Who waits for two waits for that of the lower shard first.
+            let lower = if other.shard().0 < tag.shard().0 { Some(lock(other)?) } else { None };
+            let mut bin = lock(tag)?;
+            let mut other = lower.or_else(|| lock(other))?;
+            if let (None, Some(page)) = (bin.fullest(), other.emptiest()) {
+                self.table.transfer(&mut other, &mut bin, tag, page);
+            }
+            bin.fullest().is_some().then_some(bin)
+        })
+    }
+
+    /// The tags of the class in all other shards of threads; none if `tag` is of no thread's shard.
+    fn in_other_shards(&self, tag: Tag) -> impl Iterator<Item = Tag> + use<G> {
+        let is_of_threads = self.component_of(tag) == ComponentIndex::NONE && !tag.shard().is_sampled();
+        let shards = if is_of_threads { self.shards_in_use() } else { 1 };
+        (1..shards).map(move |distance| {
+            let shard = (tag.shard().0 as usize + distance) % shards;
+            Tag::new(ShardIndex(shard as u8), tag.class())
         })
     }
 
@@ -137,13 +186,34 @@ impl<G: Geometry> Heap<G> {
             let live = divided.live();
             divided.settle();
             if live == 0 && !(keeps_last_page && bin.pages() == 1) {
-                let mut runs = self.runs();
-                self.table.release_divided(&mut runs, &mut bin, page);
-                self.settle_guards(&mut runs, page, PageCount(1));
+                self.release_divided(&mut bin, page);
             }
         }
         self.credit_blocks(tag, others);
         others
+    }
+
+    /// Makes a Divided page without live blocks Free.
+    fn release_divided(&self, bin: &mut Bin, page: PageIndex) {
+        let mut runs = self.runs();
+        self.table.release_divided(&mut runs, bin, page);
+        self.settle_guards(&mut runs, page, PageCount(1));
+    }
+
+    /// Makes all pages Free that stayed Divided when their last block was freed. The caller holds no lock of a bin or of the
+    /// runs; what a thread holds that it has interrupted is left out.
+    #[cold]
+    pub(crate) fn release_unused_pages(&self) {
+        // Components keep none.
+        let tags = self.tags(self.shards_in_use());
+        for tag in tags.filter(|&tag| self.component_of(tag) == ComponentIndex::NONE) {
+            if let Some(mut bin) = self.locked_bin(tag).lock_unless_own()
+                && let Some(page) = bin.emptiest()
+                && self.table.divided(&mut bin, page).live() == 0
+            {
+                self.release_divided(&mut bin, page);
+            }
+        }
     }
 
     /// Ends the process, as the block at `address`, which is to be handed out, was in use meanwhile.

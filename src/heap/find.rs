@@ -7,7 +7,8 @@
 //!
 //! But programs that fill their blocks go faster with huge pages. So a page of large blocks that had no memory when it
 //! was divided is looked at when the next one is: if nearly all of it was touched, the next ones are dense, as all others.
-//! The pages of components are sparse in any case: of many parts each has pages that are not full.
+//! The pages of components are sparse in any case: of many parts each has pages that are not full. So are runs that are
+//! aligned to more than their length: what lies between them may stay free.
 //!
 //! Pages of either kind serve for the other where they have memory already, or where there are no others.
 
@@ -48,8 +49,22 @@ impl<G: Geometry> Heap<G> {
             .filter(|&page| !self.may_be_huge(page))
             .or_else(|| runs.find_sparse(one))
             .or_else(|| lowest.filter(|&page| runs.dirty_within(page, one).is_some()))
-            .or_else(|| if self.add_sparse_pages(runs) { runs.find_sparse(one) } else { None })
+            .or_else(|| if self.add_sparse_pages(runs, one) { runs.find_sparse(one) } else { None })
             .or_else(|| self.find(runs, one))
+    }
+
+    /// A low run of `count` free pages without huge pages, if there is one, not claimed yet.
+    pub(super) fn find_apart(&self, runs: &Runs, count: PageCount) -> Option<PageIndex> {
+        let lowest = runs.find(count);
+        lowest.filter(|start| !self.may_be_huge(start.plus(count))).or_else(|| runs.find_sparse(count))
+    }
+
+    /// A low run of `count` free pages of which few are to be claimed, as an aligned run is among them: sparse ones where
+    /// there may be huge pages.
+    pub(super) fn find_spacious(&self, runs: &mut Runs, count: PageCount) -> Option<PageIndex> {
+        self.find_apart(runs, count)
+            .or_else(|| if self.add_sparse_pages(runs, count) { runs.find_sparse(count) } else { None })
+            .or_else(|| self.find(runs, count))
     }
 
     /// Whether the next page of `bin`, which is that of `tag`, is to be sparse.
@@ -91,14 +106,15 @@ impl<G: Geometry> Heap<G> {
         if self.commit(runs, more) { runs.find(count) } else { None }
     }
 
-    /// Makes the next stretch of pages sparse. False if there are none, or there are no huge pages yet.
-    fn add_sparse_pages(&self, runs: &mut Runs) -> bool {
+    /// Makes the next stretch of pages sparse, at least `least` of them. False if there are none, or there are no huge pages
+    /// yet.
+    fn add_sparse_pages(&self, runs: &mut Runs, least: PageCount) -> bool {
         if !self.may_be_huge(runs.frontier()) {
             return false;
         }
         let range = PageCount((HUGE_PAGE / self.page_size()) as u32);
         let share = runs.sparse_pages().0 / STRETCH_SHARE;
-        let count = PageCount((share - share % range.0).max(range.0));
+        let count = PageCount((share - share % range.0).max(least.0.next_multiple_of(range.0)));
         // Any run this much longer has whole ranges in it.
         let lowest = runs.find(count).filter(|start| start.0.is_multiple_of(range.0));
         let found = lowest.or_else(|| self.find_dense(runs, PageCount(count.0 + range.0 - 1)));

@@ -23,6 +23,8 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
 const LARGE: usize = 2 * HUGE_PAGE;
+/// Unless more than this part of what they have would be left of their last huge page.
+const WASTED_SHARE: usize = 16;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
 const SPARSE: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
@@ -30,6 +32,14 @@ const REMAPPED: usize = 1 << 20;
 /// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost two
 /// mappings.
 const MOST_APART: usize = 16;
+
+/// Why a run cannot be claimed.
+enum Lack {
+    /// There are not so many free pages side by side, or the heap's limit does not allow for them.
+    OfPages,
+    /// The limit of its component does not.
+    OfAllowance,
+}
 
 impl<G: Geometry> Heap<G> {
     /// Whether the heap's limit allows for so many pages more.
@@ -130,7 +140,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under. It begins where a
-    /// huge page does if it has `least_aligned` bytes.
+    /// huge page does if it has `least_aligned` bytes, and little is left of its last huge page.
     fn claim_run(
         &self,
         owner: ComponentIndex,
@@ -138,11 +148,34 @@ impl<G: Geometry> Heap<G> {
         least_aligned: usize,
     ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
+        let claim = || self.claim_for(owner, count, layout, least_aligned);
+        let (runs, start) = match claim() {
+            Err(Lack::OfPages) if self.is_process_heap => {
+                self.release_unused_pages();
+                claim()
+            }
+            claimed => claimed,
+        }
+        .ok()?;
+        Some((runs, start, count))
+    }
+
+    /// Claims `count` pages as a run for `layout`, unless there is a lack of something.
+    fn claim_for(
+        &self,
+        owner: ComponentIndex,
+        count: PageCount,
+        layout: Layout,
+        least_aligned: usize,
+    ) -> Result<(Guard<'_, Runs<'static>>, PageIndex), Lack> {
         let mut runs = self.runs();
         let may_use =
             self.may_use(&runs, count) || (self.release_all_waiting(&mut runs) && self.may_use(&runs, count));
-        if !may_use || !self.charge_pages(owner, count) {
-            return None;
+        if !may_use {
+            return Err(Lack::OfPages);
+        }
+        if !self.charge_pages(owner, count) {
+            return Err(Lack::OfAllowance);
         }
         let claimed = match self.take_waiting(&mut runs, count, layout.align()) {
             None => self.claim_anew(&mut runs, count, layout, least_aligned),
@@ -150,12 +183,12 @@ impl<G: Geometry> Heap<G> {
         };
         let Some(start) = claimed else {
             self.credit_pages(owner, count);
-            return None;
+            return Err(Lack::OfPages);
         };
         self.settle_account(owner);
         self.table.set_owner(&mut runs, start, owner);
         self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
-        Some((runs, start, count))
+        Ok((runs, start))
     }
 
     /// Claims `count` free pages as a run for `layout`.
@@ -166,12 +199,14 @@ impl<G: Geometry> Heap<G> {
         layout: Layout,
         least_aligned: usize,
     ) -> Option<PageIndex> {
+        // What is left of the last huge page has memory, too, once the run's part of it is touched.
+        let left = layout.size().next_multiple_of(HUGE_PAGE) - layout.size();
+        let is_aligned = layout.size() >= least_aligned
+            && left <= layout.size() / WASTED_SHARE
+            && self.arena.has_huge_pages();
         let find = |runs: &mut Runs| {
-            let at_huge_page = if layout.size() >= least_aligned && self.arena.has_huge_pages() {
-                self.find_guarded(runs, count, layout.align().max(HUGE_PAGE))
-            } else {
-                None
-            };
+            let at_huge_page =
+                if is_aligned { self.find_guarded(runs, count, layout.align().max(HUGE_PAGE)) } else { None };
             at_huge_page.or_else(|| self.find_guarded(runs, count, layout.align()))
         };
         let start = match find(runs) {
@@ -190,7 +225,10 @@ impl<G: Geometry> Heap<G> {
     /// A low run of `count` free pages whose address `align` divides.
     pub(super) fn find_aligned(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
         let shift = self.geometry().page_shift();
-        if let Some(lowest) = runs.find(count)
+        // More lies between such runs than in them.
+        let sparse = count.bytes(shift) < align.min(HUGE_PAGE);
+        let lowest = if sparse { self.find_apart(runs, count) } else { runs.find(count) };
+        if let Some(lowest) = lowest
             && self.table.address_of(lowest).is_multiple_of(align)
         {
             return Some(lowest);
@@ -198,7 +236,7 @@ impl<G: Geometry> Heap<G> {
         // Any run this much longer has an aligned one in it.
         let slack = (align >> shift).saturating_sub(1);
         let padded = PageCount(u32::try_from(count.get() + slack).ok()?);
-        let found = self.find(runs, padded)?;
+        let found = if sparse { self.find_spacious(runs, padded) } else { self.find(runs, padded) }?;
         let address = self.table.address_of(found).next_multiple_of(align);
         Some(PageIndex(((address - self.table.base()) >> shift) as u32))
     }
@@ -288,6 +326,12 @@ impl<G: Geometry> Heap<G> {
     pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> Option<*mut u8> {
         let new_count = self.pages_for(new)?;
         let (mut runs, head, count) = self.expect_run(address, old);
+        if new_count > count && self.is_process_heap && !self.may_use(&runs, PageCount(new_count.0 - count.0))
+        {
+            drop(runs);
+            self.release_unused_pages();
+            runs = self.expect_run(address, old).0;
+        }
         if new_count < count {
             runs = self.shrink_run(runs, head, count, new_count);
         } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {

@@ -66,6 +66,11 @@ impl Bin {
         self.heads[LISTS / 2..].iter().rev().find_map(|head| head.page())
     }
 
+    /// The first page of the emptiest list that has one.
+    pub(crate) fn emptiest(&self) -> Option<PageIndex> {
+        self.heads.iter().rev().find_map(|head| head.page())
+    }
+
     /// Divided pages of this class and shard.
     pub fn pages(&self) -> usize {
         self.pages as usize
