@@ -2,6 +2,7 @@
 
 use crate::component;
 use crate::decay;
+use crate::fault::NoWayBack;
 pub(crate) use crate::first_use::heap;
 use crate::first_use::make_heap;
 use crate::guarded;
@@ -13,6 +14,7 @@ use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
+use core::mem;
 use core::ptr;
 
 /// The allocator of a program: a page allocator over one heap for the whole process, with a cache for each thread.
@@ -191,7 +193,8 @@ impl PageAllocator {
     /// layout. If it returns true, the allocation is tried again, and the hook is called again if that fails: so it
     /// should return true only after it has freed something, or has reason to wait for others who will.
     ///
-    /// The hook may free and allocate. For allocations of its own that fail it is called again, too.
+    /// The hook may free and allocate. For allocations of its own that fail it is called again, too. It must not unwind;
+    /// that ends the process.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;
@@ -374,7 +377,8 @@ impl PageAllocator {
     fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         loop {
             let block = self.heap().map_or(ptr::null_mut(), |heap| alloc_from(heap, layout, zeroed));
-            if !block.is_null() || !self.out_of_memory.is_some_and(|hook| hook(layout)) {
+            if !block.is_null() || !self.out_of_memory.is_some_and(|hook| is_to_be_tried_again(hook, layout))
+            {
                 return block;
             }
         }
@@ -412,6 +416,14 @@ impl PageAllocator {
 
 /// [`Heap::resize`], within the limits of the run's component, with the profile told of it. A guarded block moves.
 #[inline]
+/// What the program's hook says to an allocation that failed. It cannot unwind out of the allocator.
+fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
+    let no_way_back = NoWayBack;
+    let again = hook(layout);
+    mem::forget(no_way_back);
+    again
+}
+
 fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) -> Option<*mut u8> {
     if heap.table().page_of(address).is_none() && guarded::holds(address) {
         return None;
