@@ -228,7 +228,7 @@ impl fmt::Display for Misuse {
             Misuse::NotAtStart => "freed a pointer into the middle of a block",
             Misuse::AlreadyFree => "freed a block twice",
             Misuse::UsedSinceFreed => "freed a block twice, or wrote to a freed block",
-            Misuse::WrongLayout => "freed a block with the layout of another size class",
+            Misuse::WrongLayout => "freed with a layout that the block or run does not have",
         })
     }
 }

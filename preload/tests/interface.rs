@@ -538,9 +538,12 @@ fn assert_ends<F: FnOnce()>(why: &str, body: F) {
 #[test]
 fn a_free_with_more_than_the_block_has_ends_the_process() {
     // SAFETY: that the size is wrong is found out.
-    assert_ends("page_memory_allocator: freed a block with the layout of another size class", || unsafe {
-        (pma().free_sized)((pma().malloc)(100), 1000);
-    });
+    assert_ends(
+        "page_memory_allocator: freed with a layout that the block or run does not have",
+        || unsafe {
+            (pma().free_sized)((pma().malloc)(100), 1000);
+        },
+    );
 }
 
 #[test]
