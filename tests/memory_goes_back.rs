@@ -4,12 +4,15 @@
 mod child;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/resident.rs"]
+mod resident;
 
-use child::{in_child, text};
+use child::{assert_ended_well, in_child};
 use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
 use random::Random;
+use resident::resident;
 use std::alloc::{GlobalAlloc, Layout};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -19,12 +22,6 @@ use std::{fs, hint, ptr, thread};
 static HEAP: PageAllocator = PageAllocator::new();
 
 const MIB: usize = 1 << 20;
-
-/// Bytes of this process that are backed by memory.
-fn resident() -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
 
 /// About so many bytes in blocks and runs, written to.
 fn mixed_blocks(bytes: usize) -> Vec<Vec<u8>> {
@@ -63,10 +60,6 @@ fn nothing(_: &mut Command) {}
 
 fn set(command: &mut Command, variables: &[(&str, &str)]) {
     command.envs(variables.iter().copied());
-}
-
-fn assert_ended_well(output: &Output) {
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
 #[test]

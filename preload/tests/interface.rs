@@ -5,10 +5,13 @@ mod child;
 mod common;
 #[path = "../../tests/common/pattern.rs"]
 mod pattern;
+#[path = "../../tests/common/resident.rs"]
+mod resident;
 
 use child::{in_child, text};
 use core::ffi::{CStr, c_int, c_void};
 use pattern::{fill, verify};
+use resident::resident;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -598,12 +601,6 @@ fn blocks_may_be_freed_by_other_threads_and_after_the_end_of_their_own() {
             check_and_free(0, ours);
         });
     }
-}
-
-/// Bytes of this process in memory.
-fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * os_page_size()
 }
 
 #[test]
