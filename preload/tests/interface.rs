@@ -504,17 +504,24 @@ fn all_of_the_usable_size_is_usable() {
     }
 }
 
+/// A block that was served.
+fn served(block: Block) -> Block {
+    assert!(!block.is_null());
+    block
+}
+
 #[test]
 fn blocks_may_be_freed_with_their_sizes() {
     for size in [0].into_iter().chain(SIZES) {
         // SAFETY: the blocks are live, and freed once, with their sizes.
         let ((), errno) = with_errno(|| unsafe {
-            (pma().free_sized)((pma().malloc)(size), size);
-            (pma().free_sized)((pma().calloc)(1, size), size);
-            (pma().free_sized)((pma().realloc)((pma().malloc)(100), size.max(1)), size.max(1));
-            (pma().cfree)((pma().malloc)(size));
+            (pma().free_sized)(served((pma().malloc)(size)), size);
+            (pma().free_sized)(served((pma().calloc)(1, size)), size);
+            let resized = (pma().realloc)(served((pma().malloc)(100)), size.max(1));
+            (pma().free_sized)(served(resized), size.max(1));
+            (pma().cfree)(served((pma().malloc)(size)));
             for align in [1, 8, 16, 64, 4096, 1 << 20] {
-                (pma().free_aligned_sized)((pma().aligned_alloc)(align, size), align, size);
+                (pma().free_aligned_sized)(served((pma().aligned_alloc)(align, size)), align, size);
             }
         });
         assert_eq!(errno, UNTOUCHED);
@@ -526,7 +533,7 @@ fn a_block_that_realloc_made_shorter_may_be_freed_with_its_new_size() {
     for from in SIZES {
         for to in SIZES.into_iter().filter(|&to| to <= from) {
             // SAFETY: the blocks are live, and freed once, with their sizes.
-            unsafe { (pma().free_sized)((pma().realloc)((pma().malloc)(from), to), to) };
+            unsafe { (pma().free_sized)(served((pma().realloc)(served((pma().malloc)(from)), to)), to) };
         }
     }
 }
