@@ -727,7 +727,7 @@ mod tests {
     use std::vec;
 
     #[test]
-    fn of_blocks_in_parts_that_nothing_was_written_to_is_told_until_the_page_is_full() {
+    fn blocks_put_back_unwritten_are_told_as_blank_until_the_page_is_full() {
         // A block is a part.
         let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
         let pages = PageCount(1);

@@ -148,7 +148,7 @@ fn threads() -> usize {
 }
 
 #[test]
-fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
+fn with_the_background_thread_memory_goes_back_although_nobody_allocates() {
     let output = in_child(
         |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "60")]),
         || {
@@ -171,7 +171,7 @@ fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
 }
 
 #[test]
-fn the_thread_does_not_wait_for_somebody_to_come_by_later() {
+fn the_background_thread_starts_with_the_first_free() {
     // The process is idle long before the first period is over.
     let variables = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "10000")];
     let output = in_child(
@@ -185,7 +185,7 @@ fn the_thread_does_not_wait_for_somebody_to_come_by_later() {
 }
 
 #[test]
-fn a_child_process_has_a_thread_of_its_own_for_it() {
+fn a_child_process_has_a_background_thread_of_its_own() {
     let output = in_child(
         |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
         || {

@@ -128,7 +128,7 @@ fn with_period(command: &mut Command, background: &str) {
 }
 
 #[test]
-fn the_thread_for_it_takes_what_waits_in_the_cache_of_a_thread_that_sleeps() {
+fn the_background_thread_takes_what_waits_in_the_cache_of_a_thread_that_sleeps() {
     let output = in_child(
         |command| with_period(command, "1"),
         || {
