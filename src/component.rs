@@ -243,7 +243,8 @@ pub struct Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        // SAFETY: a value that holds a pointer is not `Send`, so this is the thread that entered.
+        // SAFETY: null, or a cache of the thread that entered. That is this one: a value that holds a pointer is not
+        // `Send`.
         unsafe { caches::switch_back(self.outer) };
     }
 }
