@@ -40,7 +40,7 @@ pub struct SoftLimitExceeded {
     pub name: &'static str,
     /// Bytes that it holds.
     pub held_bytes: usize,
-    /// The limit that it exceeded.
+    /// The limit that it exceeded, in bytes.
     pub soft_limit: usize,
 }
 

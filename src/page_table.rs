@@ -2,12 +2,13 @@
 //!
 //! | state | tag | header | may become |
 //! |---|---|---|---|
-//! | Free | 0 | zeroed | Divided, Multi head, Multi tail |
-//! | Divided | class and shard | live blocks, watermark, list links; a bitmap beside it | Free, once no block is live |
-//! | Multi head | 0 | length of the run | Free |
-//! | Multi tail | 0 | zeroed; it is neither free nor a head | Free |
-//! | guard | 0 | nothing; only in hardened builds | Free |
-//! | waiting head | 0 | length of the run, which was freed; only in hardened builds | Multi head |
+//! | Free | 0 | zeroed | Divided, Multi head, Multi tail, guard |
+//! | Divided | class and shard | live blocks, watermark, first word, list links, busy, purged, unwritten; a bitmap beside it | Free, once no block is live; Divided of another shard |
+//! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head |
+//! | Multi tail | 0 | zeroed; it is neither free nor a head | Free, waiting tail |
+//! | guard | 0 | only that it is one; in hardened builds | Free |
+//! | waiting head | 0 | length of the run, which was freed; in hardened builds | Multi head |
+//! | waiting tail | 0 | only that it waits; in hardened builds | Multi tail |
 //!
 //! Whether a page is free is a bit of [`Runs`]. Tails need no writing, so a run of any length is claimed and
 //! released in a few words. For every Divided page
@@ -261,7 +262,7 @@ unsafe impl<G: Sync> Sync for PageTable<G> {}
 const SHORT: usize = 16;
 
 /// The words of a page's bitmaps. A page of which few blocks were ever handed out has the short one, so that those of many
-/// pages lie in one page of the system; a page of more has the long one, which the others never touch.
+/// pages lie in one OS page; a page of more has the long one, which the others never touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Words {
     short: usize,
@@ -474,7 +475,10 @@ impl<G: Geometry> PageTable<G> {
         (header.state, header.run) = (State::MultiHead, count);
     }
 
-    /// Length of the Multi run that begins at `head`, or why there is none.
+    /// Length of the Multi run that begins at `head`.
+    ///
+    /// # Errors
+    /// Why there is none.
     pub fn multi_run(&self, runs: &Runs, head: PageIndex) -> Result<PageCount, Misuse> {
         if runs.is_free(head) {
             return Err(Misuse::FreePage);
