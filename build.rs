@@ -65,7 +65,7 @@ fn main() {
     constant(
         &mut out,
         "GRANULE",
-        "Bytes between the smallest block sizes; the class of a size is looked up by how many of these it has.",
+        "Bytes from one of the smallest block sizes to the next; sizes are looked up in units of this.",
         GRANULE,
     );
     constant(
