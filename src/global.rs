@@ -372,6 +372,14 @@ unsafe impl GlobalAlloc for PageAllocator {
     }
 }
 
+/// What the program's hook says to an allocation that failed. It cannot unwind out of the allocator.
+fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
+    let no_way_back = NoWayBack;
+    let again = hook(layout);
+    mem::forget(no_way_back);
+    again
+}
+
 impl PageAllocator {
     /// A block or a run; of a run, the bytes of the layout are zero if they are to be.
     #[cold]
@@ -414,14 +422,6 @@ impl PageAllocator {
             None => thread_cache::put(heap, class, address),
         }
     }
-}
-
-/// What the program's hook says to an allocation that failed. It cannot unwind out of the allocator.
-fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
-    let no_way_back = NoWayBack;
-    let again = hook(layout);
-    mem::forget(no_way_back);
-    again
 }
 
 /// [`Heap::resize`], within the limits of the run's component, with the profile told of it. A guarded block moves.

@@ -20,6 +20,9 @@ static HEAP: PageAllocator = PageAllocator::new();
 const MICROSECONDS: i64 = 50;
 const SIZES: [usize; 8] = [8, 64, 64, 200, 1000, 5000, 40_000, 300_000];
 
+const LINE: &str =
+    "page_memory_allocator: a signal handler allocated or freed while its thread was inside the allocator\n";
+
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 static RANDOM: AtomicU32 = AtomicU32::new(1);
 
@@ -106,10 +109,6 @@ fn stop() {
     unsafe { libc::setitimer(libc::ITIMER_REAL, &std::mem::zeroed(), ptr::null_mut()) };
 }
 
-/// What the library says of a handler that cannot be served.
-const INSIDE: &str =
-    "page_memory_allocator: a signal handler allocated or freed while its thread was inside the allocator\n";
-
 /// Allocates and frees for as long as `PMA_TEST_SIGNALS` says, in seconds, while the handler interrupts it.
 fn interrupted(handler: extern "C" fn(libc::c_int)) {
     let seconds =
@@ -143,11 +142,11 @@ fn interrupted(handler: extern "C" fn(libc::c_int)) {
     println!("handled {}", HANDLED.load(Relaxed));
 }
 
-/// The child ended well, or with the line that says why.
+/// The child ended well, or with a line that says why.
 fn ended_with_reason(output: &Output) {
     let said = text(&output.stderr);
     println!("{}: {said}{}", output.status, text(&output.stdout));
-    let stopped = output.status.signal() == Some(libc::SIGABRT) && said == INSIDE;
+    let stopped = output.status.signal() == Some(libc::SIGABRT) && said == LINE;
     assert!(output.status.success() || stopped, "{}: {said}", output.status);
 }
 
@@ -241,7 +240,7 @@ extern "C" fn of_all_kinds(_: libc::c_int) {
 #[cfg(target_arch = "x86_64")]
 fn a_handler_that_comes_with_a_lock_held_ends_the_program_with_a_line() {
     let output = in_child(|_| (), || step_by_step(of_all_kinds, || free(alloc(50_000), 50_000)));
-    assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGABRT), INSIDE));
+    assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGABRT), LINE));
 }
 
 /// One call of a handler that is made in the middle of another call of its thread.
