@@ -16,7 +16,7 @@ const COARSE: usize = 2 << 10;
 const PANIC: usize = 56;
 
 /// `offset / block == (offset * reciprocal) >> RECIPROCAL_SHIFT` for every offset within a page.
-const RECIPROCAL_SHIFT: u32 = 44;
+const RECIPROCAL_SHIFT: usize = 44;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -50,8 +50,36 @@ fn main() {
         "Largest block size, in bytes; more than that is a run of pages.",
         largest,
     );
-    constant(&mut out, "STEPS_PER_DOUBLING", "Size classes between a power of two and the next.", steps);
-    constant(&mut out, "SHARDS", "Shards that the threads of the process are spread over.", shards);
+    constant(
+        &mut out,
+        "STEPS_PER_DOUBLING",
+        "Size classes between a power of two and the next, up to 2 KiB; half as many above.",
+        steps,
+    );
+    constant(
+        &mut out,
+        "SHARDS",
+        "Most shards that the threads of the process are spread over; two a processor are used.",
+        shards,
+    );
+    constant(
+        &mut out,
+        "GRANULE",
+        "Bytes from one of the smallest block sizes to the next; sizes are looked up in units of this.",
+        GRANULE,
+    );
+    constant(
+        &mut out,
+        "COARSE",
+        "Above this size, in bytes, there are half as many classes to a doubling.",
+        COARSE,
+    );
+    constant(
+        &mut out,
+        "RECIPROCAL_SHIFT",
+        "Shift of the reciprocals: exact for offsets up to 1 MiB, and no product exceeds 64 bits.",
+        RECIPROCAL_SHIFT,
+    );
     constant(
         &mut out,
         "CLASS_COUNT",

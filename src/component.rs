@@ -52,14 +52,18 @@ use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
 /// a page has left between its blocks does not count.
 ///
 /// # What it costs
-/// Nothing outside. To enter and leave, a few loads and stores. For each component and size class in use, a page that
-/// is not full; for each component and thread, an OS page for the cache, and the blocks that wait in it. There can be as many components as 256 less the
-/// shards of the build (240; with the feature `profile`, one less); those of one name are one. They are never given up: it is for the parts of a program,
-/// not for requests.
+/// Outside components, nothing. To enter one and to leave it takes a few loads and stores. In memory, each component has
+/// a page that is not full for each size class that it uses, and for each thread that was ever inside, an OS page for
+/// another cache, with the blocks that wait in it.
 ///
-/// The allocator in use must be [`PageAllocator`](crate::PageAllocator) with thread caches, and that it is the global
-/// one matters to nobody but the collections. Without thread caches (a build with neither `std` nor `initial-exec`), or
-/// when there is no room for one more component, everything is outside.
+/// # How many
+/// There can be 256 components less the shards of the build: 240, or with the feature `profile` one less. Those of the
+/// same name are one component. They are never given up: a component is for a part of the program, not for a request.
+///
+/// # What it needs
+/// Memory must come from [`PageAllocator`](crate::PageAllocator), with thread caches. It need not be the global
+/// allocator, but collections allocate from that one only. Without thread caches (a build with neither `std` nor
+/// `initial-exec`), or when there is no room for one more component, everything is outside.
 pub struct Component {
     name: &'static str,
     limit: Option<usize>,
@@ -243,7 +247,8 @@ pub struct Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        // SAFETY: a value that holds a pointer is not `Send`, so this is the thread that entered.
+        // SAFETY: null, or a cache of the thread that entered. That is this one: a value that holds a pointer is not
+        // `Send`.
         unsafe { caches::switch_back(self.outer) };
     }
 }

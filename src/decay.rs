@@ -2,7 +2,7 @@
 //!
 //! Time goes by in periods of half the time after which free memory is to go back. At the end of each, a *pass* gives
 //! back what was free at its beginning and has not been used since. Passes are made on the slow paths of whichever
-//! thread comes by first, a little at a time; or, if the program wants it, by a thread of its own, so that memory goes
+//! thread comes by first, a little at a time; or, if the program wants it, by a background thread, so that memory goes
 //! back although nobody allocates. That thread sleeps while there is nothing to do.
 //!
 //! At the end of a pass, blocks that waited in a thread's cache for a whole period are taken from it, if that thread has not
@@ -24,7 +24,7 @@ use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 const MOST_BYTES: usize = 16 << 20;
 const MOST_PAGES: PageCount = PageCount(1024);
 const MOST_CACHES: usize = 32;
-/// After so many passes that had nothing to do, the thread waits until memory is freed.
+/// After so many passes that had nothing to do, the background thread waits until memory is freed.
 pub(crate) const IDLE_PASSES: u32 = 4;
 
 const NEVER: u64 = u64::MAX;
@@ -38,7 +38,7 @@ shared! {
     static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
     /// Passes so far.
     static PASSES: AtomicU32 = AtomicU32::new(0);
-    /// The thread of its own: one of the following.
+    /// The background thread: one of the following.
     static THREAD: AtomicU32 = AtomicU32::new(UNWANTED);
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
     tick(heap);
 }
 
-/// Has the thread make the passes, if it can be started.
+/// Has the background thread make the passes, if it can be started.
 #[cold]
 fn start_thread() {
     if THREAD.compare_exchange(WANTED, AT_WORK, Relaxed, Relaxed).is_ok() {
@@ -132,7 +132,7 @@ fn begin_period(heap: &Heap<BuildGeometry>) {
     PASSES.fetch_add(1, Relaxed);
 }
 
-/// The thread of its own. It never allocates.
+/// The background thread. It never allocates.
 extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
     let Some(heap) = first_use::heap() else { return ptr::null_mut() };
     let mut idle = 0;
@@ -142,7 +142,7 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
     }
 }
 
-/// What the thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
+/// What the background thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
 pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
     let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
         + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());

@@ -11,14 +11,14 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 /// What a program is ended by: null, or a `fn(&str) -> !`.
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-/// Has `handler` called, with one line of text, when the allocator finds that it was misused; it must not return. By
-/// default the line is written to standard error and the process ends by SIGABRT; without the feature `os`, by an
+/// Has `handler` called, with one line of text, when the allocator finds that it was misused. The handler must not return.
+/// By default the line is written to standard error and the process ends by SIGABRT; without the feature `os`, by an
 /// instruction that the processor refuses.
 ///
-/// No lock is held when the handler is called, but that of who takes blocks from the caches of other threads, if they were
-/// found thereby: the handler may allocate, but not purge. The heap of which a block was misused stands as before, but some other
-/// part of the program is out of order: to print, to reset the machine, or to jump into a debugger is safe; to go on is
-/// not. A handler that unwinds ends the process.
+/// The handler may allocate, but not purge: no lock is held when it is called, except, if the misuse was found while blocks
+/// were taken from the cache of another thread, the lock for doing that. The heap that was misused stands as before, but
+/// some other part of the program is out of order: it is safe to print, to reset the machine, or to jump into a debugger; it
+/// is not safe to go on. A handler that unwinds ends the process.
 ///
 /// ```
 /// page_memory_allocator::set_fault_handler(|line| {

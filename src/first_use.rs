@@ -20,7 +20,7 @@ shared! {
     static MADE: Once<Heap<BuildGeometry>> = Once::new();
     /// The thread that makes it, or 0. It does not use it meanwhile, but in a signal handler, which would wait for ever.
     static MAKER: AtomicUsize = AtomicUsize::new(0);
-    /// The same for everyone to find: null until forks are provided for.
+    /// The process heap, for everyone to find: null until forks are provided for.
     static HEAP: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 }
 

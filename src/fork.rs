@@ -2,10 +2,7 @@
 //!
 //! A child process has a copy of all memory, but only the thread that forked. What another thread had locked would
 //! stay locked there for ever, and half changed. So the thread that forks takes every lock of the process heap first,
-//! behind that of the C library's streams:
-//! that of who takes blocks from the caches of others, the registry of thread caches, the bins, the runs, the metadata
-//! pool, the guarded blocks. That is the lock order; of these, but the first, registry and pools are never held together
-//! with another lock otherwise. Parent and child open them again. Heaps made by [`HeapOptions`](crate::HeapOptions) are
+//! in the order of `lib.rs`. Parent and child open them again. Heaps made by [`HeapOptions`](crate::HeapOptions) are
 //! their owners' concern.
 //!
 //! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most what
@@ -73,7 +70,7 @@ pub(crate) fn register() -> bool {
     }
 }
 
-/// Before the fork: takes all locks, in the lock order.
+/// Before the fork: takes all locks, in the order of `lib.rs`.
 extern "C" fn prepare() {
     FORKED.store(true, Ordering::Relaxed);
     sys::lock_streams();

@@ -2,6 +2,7 @@
 
 use crate::component;
 use crate::decay;
+use crate::fault::NoWayBack;
 pub(crate) use crate::first_use::heap;
 use crate::first_use::make_heap;
 use crate::guarded;
@@ -13,6 +14,7 @@ use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
+use core::mem;
 use core::ptr;
 
 /// The allocator of a program: a page allocator over one heap for the whole process, with a cache for each thread.
@@ -80,22 +82,22 @@ impl PageAllocator {
         PageAllocator { options: Options::new(), out_of_memory: None }
     }
 
-    /// Free memory goes back to the system when it was not used for about so many milliseconds: for half of that at
-    /// least. 500 unless set. `u32::MAX` is never, but for [`purge`](Self::purge).
+    /// Free memory goes back to the system once it has not been used for about so many milliseconds, and for at least
+    /// half as many. 500 unless set. `u32::MAX` means never, except by [`purge`](Self::purge).
     ///
-    /// It goes back when some thread comes by a slow path, a little at a time; in a process in which nobody allocates
-    /// it stays, unless there is a [thread](Self::background_purge) for it.
+    /// It goes back a little at a time, when some thread comes by a slow path. In a process in which nobody allocates it
+    /// therefore stays, unless there is a [background thread](Self::background_purge).
     pub const fn purge_after_ms(mut self, milliseconds: u32) -> PageAllocator {
         self.options.purge_after_ms = if milliseconds == u32::MAX { None } else { Some(milliseconds) };
         self
     }
 
-    /// Whether a thread of its own gives free memory back, so that this does not depend on anybody's allocating.
-    /// False unless set. The thread sleeps until memory is freed. It has a small stack, and all signals blocked. There is
-    /// none if free memory is [never](Self::purge_after_ms) to go back by itself.
+    /// Whether a background thread gives free memory back, so that this does not depend on anybody's allocating. False
+    /// unless set. The thread sleeps until memory is freed; it has a small stack, and all signals blocked. There is none if
+    /// free memory is [never](Self::purge_after_ms) to go back by itself.
     ///
-    /// It also takes the blocks that wait in the cache of a thread that sleeps, as [`purge`](Self::purge) does, after one
-    /// to two periods in which the thread did not touch them.
+    /// It also takes the blocks that wait in the caches of sleeping threads, as [`purge`](Self::purge) does, once their
+    /// threads have not touched them for one to two periods.
     pub const fn background_purge(mut self, thread: bool) -> PageAllocator {
         self.options.background_purge = thread;
         self
@@ -126,27 +128,28 @@ impl PageAllocator {
         self
     }
 
-    /// The most bytes that the pages in use may have together. An allocation for which there would have to be more
-    /// is not served. Unlimited unless set, but by the address space: twice the machine's memory.
+    /// The most bytes that the pages in use may have together. An allocation that would need more is refused. Unless this
+    /// is set, the only limit is the address space: twice the machine's memory.
     ///
-    /// Pages in use are those that hold a live block, or one in a thread's cache. Free pages, which may still have
-    /// memory for a while, are not among them, nor is the page table. With the feature `profile`, a page for each size class
-    /// is, of which samples take blocks, if those are no more than a sixteenth of the limit.
+    /// A page is in use while it holds a live block, or one that waits in a thread's cache. Free pages do not count,
+    /// although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
+    /// each size class is always in use, for the blocks that are sampled, unless all of these would be more than a sixteenth
+    /// of the limit.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
         self.options.limit = bytes;
         self
     }
 
-    /// Has about one allocation in `n` placed so that its end meets a page that cannot be touched, and the page that it
-    /// is in not touchable after it is freed: an overflow or a use after free of such a block is a SIGSEGV at the
-    /// instruction that did it. One line on standard error says what was allocated there; then the signal takes its
-    /// usual course. 0 is off, as it is unless set.
+    /// Has about one allocation in `n` guarded: its end meets a page that cannot be touched, and once it is freed, the page
+    /// that it is in cannot be touched either. So an overflow or a use after free of such a block is a SIGSEGV at the
+    /// instruction that did it. One line on standard error says what was allocated there; then the signal takes its usual
+    /// course. 0 is off, which is the default.
     ///
-    /// It is meant for production, where one process in many, or one request in many, meets what tests do not: with
-    /// 10,000, say. What it costs is a few system calls for each guarded block; up to 256 of up to 64 KiB are there at a
-    /// time. Counted are the allocations that threads' caches do not serve by themselves, each refill as so many blocks.
-    /// What is allocated inside a [component](crate::Component) is not guarded. The handler is installed with the first
-    /// guarded block; a program that installs one later should call the former one from it, as crash handlers do.
+    /// It is meant for production, where one process or one request in many meets what tests do not: with 10,000, say. A
+    /// guarded block costs a few system calls. There are up to 256 of them at a time, of up to 64 KiB each. Allocations are
+    /// counted where a thread's cache does not serve them by itself; to refill a cache counts as many as the blocks that it
+    /// gets. What is allocated inside a [component](crate::Component) is not guarded. The signal handler is installed with
+    /// the first guarded block; a program that installs one later should call the former one from it, as crash handlers do.
     ///
     /// ```
     /// use page_memory_allocator::{GuardedStats, PageAllocator};
@@ -191,7 +194,8 @@ impl PageAllocator {
     /// layout. If it returns true, the allocation is tried again, and the hook is called again if that fails: so it
     /// should return true only after it has freed something, or has reason to wait for others who will.
     ///
-    /// The hook may free and allocate. For allocations of its own that fail it is called again, too.
+    /// The hook may free and allocate. For allocations of its own that fail it is called again, too. It must not unwind;
+    /// that ends the process.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;
@@ -215,14 +219,15 @@ impl PageAllocator {
         self
     }
 
-    /// Gives all memory that is not in use back to the system, now: empties the calling thread's cache, then gives
-    /// back all free pages, and the parts of others that hold no live block. Returns the number of bytes of addresses
-    /// that this concerned; not all of them need have had memory.
+    /// Gives all memory that is not in use back to the system, now: empties the calling thread's cache, then gives back
+    /// all free pages, and the parts of other pages that hold no live block. Returns how many bytes of addresses that
+    /// concerned; not all of them need have had memory.
     ///
-    /// It takes the blocks from the caches of other threads, asleep or not, but of those that are inside the allocator just
-    /// then, and but for one block of each size, which the thread may be about to take. What is left in a cache
-    /// goes when its thread next comes by a slow path, and what becomes free thereby goes back in the usual time. Where the
-    /// system has no `membarrier`, or does not let the process use it, all of it waits for that.
+    /// The caches of other threads are emptied, too, whether these are asleep or not. Two things stay: the cache of a thread
+    /// that is inside the allocator at that moment, and one block of each size, which the thread may be about to take. What
+    /// stays in a cache leaves it when its thread next comes by a slow path, and the memory that becomes free thereby goes
+    /// back in the usual time. Where the system has no `membarrier`, or does not let the process use it, that is so for all
+    /// that other threads' caches hold.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;
@@ -368,6 +373,14 @@ unsafe impl GlobalAlloc for PageAllocator {
     }
 }
 
+/// What the program's hook says to an allocation that failed. It cannot unwind out of the allocator.
+fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
+    let no_way_back = NoWayBack;
+    let again = hook(layout);
+    mem::forget(no_way_back);
+    again
+}
+
 impl PageAllocator {
     /// A block or a run; of a run, the bytes of the layout are zero if they are to be.
     #[cold]
@@ -375,7 +388,8 @@ impl PageAllocator {
     fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         loop {
             let block = self.heap().map_or(ptr::null_mut(), |heap| alloc_from(heap, layout, zeroed));
-            if !block.is_null() || !self.out_of_memory.is_some_and(|hook| hook(layout)) {
+            if !block.is_null() || !self.out_of_memory.is_some_and(|hook| is_to_be_tried_again(hook, layout))
+            {
                 return block;
             }
         }

@@ -58,7 +58,7 @@ fn write<G: Geometry>(
     out.write_str(include_str!("html/head.html"))?;
     out.write_str(include_str!("html/page.css"))?;
     out.write_str(include_str!("html/body.html"))?;
-    // Nothing in the document closes the element: it holds numbers, and names of this crate.
+    // Nothing in the document closes the element: in names of components, `json.rs` escapes every `<`.
     json::write(heap, caches, before, out)?;
     out.write_str("</script>\n<script>\n")?;
     out.write_str(include_str!("html/page.js"))?;

@@ -205,6 +205,7 @@ fn write_members(members: &[(&str, usize)], out: &mut dyn Write) -> fmt::Result 
     Ok(())
 }
 
+/// Writes the members that are figures, and no comma behind the last.
 fn write_stats(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
     let Stats { summary, resident, runs, free, .. } = stats;
     write_object(
@@ -269,7 +270,13 @@ fn write_stats(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
         ],
         out,
     )?;
-    out.write_str(",\n\"classes\":[")?;
+    out.write_str(",\n")?;
+    write_classes(stats, out)
+}
+
+/// Writes a member with an object for each class in use.
+fn write_classes(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
+    out.write_str("\"classes\":[")?;
     let in_use = |class: &&ClassStats| class.pages.0 > 0;
     for (at, class) in stats.classes().iter().filter(in_use).enumerate() {
         out.write_str(if at == 0 { "\n{" } else { ",\n{" })?;

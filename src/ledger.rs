@@ -40,7 +40,7 @@ pub struct SoftLimitExceeded {
     pub name: &'static str,
     /// Bytes that it holds.
     pub held_bytes: usize,
-    /// The limit that it exceeded.
+    /// The limit that it exceeded, in bytes.
     pub soft_limit: usize,
 }
 
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_one_component_and_there_are_so_many() {
+    fn a_name_is_one_component_and_only_so_many_are_opened() {
         static NAMES: [&str; 4] = ["a", "b", "a", "c"];
         let ledger = std::boxed::Box::new(Ledger::new());
         let opened = NAMES.map(|name| ledger.find_or_open(name, |account| account.set_limit(5)).unwrap().0);

@@ -24,8 +24,10 @@
 //! | OS page | what the kernel maps: 4, 16 or 64 KiB |
 //! | page | ours: 64 KiB in the process heap, 512 bytes to 1 MiB in others |
 //! | arena | one reserved range of addresses, in pages |
+//! | frontier | pages from here on were never committed |
 //! | run | pages that lie side by side |
-//! | sparse, dense | of pages: used without huge pages of the system, or as all others are |
+//! | dirty, clean | a dirty page may hold something; a clean one reads as zeros |
+//! | sparse, dense | sparse pages are kept from huge pages; all others are dense |
 //! | block | one slot of a Divided page |
 //! | size class | a block size |
 //! | page table | for every page a header, a tag and a bitmap; over all pages an index of the free runs |
@@ -33,6 +35,9 @@
 //! | shard | a group of Divided pages; threads are spread over two a processor, 16 at most; each component has one, and so have blocks that the profile samples |
 //! | component | a part of the program with pages of its own |
 //! | bin | the Divided pages of one class and shard that have free blocks |
+//! | tag | class and shard of a Divided page in one integer |
+//! | gate | what a thread's slow paths go through, and who empties its cache closes |
+//! | pass | a round of giving memory back |
 //!
 //! # Structures
 //!
@@ -43,19 +48,25 @@
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)
-//! decay.rs          when memory goes back; options.rs                        heap/purge.rs     what goes back
+//! decay.rs          when memory goes back                                    heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! guarded.rs        a few blocks that trap when they are misused
 //! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may
 //! allocator.rs      heaps for collections                                    global_heap.rs    over given memory
 //! stats.rs          the resident size in parts; residency.rs, summary.rs     dump, json, html  the heap in words and pictures
+//! snapshot.rs       two moments compared                                     usage.rs          jemalloc's six figures
 //! report.rs         what a process is asked for from outside                 profile/          who allocated what is live
+//! options.rs        of the type, and of the environment                      line.rs, out.rs, human.rs  text without allocation
+//! units.rs          indices and counts that cannot be mixed up
 //! sys/              the operating system: the only libc                      lock.rs, fork.rs, fault.rs, hardened.rs
 //! first_use.rs      how the process heap is made, and found                  sync.rs           atomics, or those of models/
 //! ```
 //!
-//! A page is Free, Divided (into blocks of one class) or part of a Multi run (one allocation). The layers know only
-//! those below them; [`page_table`] and [`runs`] are plain data without locks or system calls.
+//! A page is Free, Divided (into blocks of one class) or part of a Multi run (one allocation).
+//!
+//! [`size_class`], [`runs`] and [`page_table`] are plain data: no locks, no system calls, nothing of the heap above them.
+//! Above the page table, layers are not strict: the heap asks `guarded`, `hardened` and `profile`; `thread_cache` and
+//! `component` call each other, and so do `thread_cache` and `decay`.
 //!
 //! # How a block is allocated
 //!
@@ -87,8 +98,8 @@
 //!
 //! The index of the runs remembers which pages are *dirty*: may have memory. A free page that stays dirty from one
 //! period to the next goes back to the system, and is clean. So do the parts of Divided pages that hold no live block,
-//! and the ends of runs that nobody asked for. Passes are made on slow paths, a little at a time, or by a thread of its
-//! own (`decay.rs`); [`PageAllocator::purge`] does all at once, and gives back what the page table has for free pages.
+//! and the ends of runs that nobody asked for. Passes are made on slow paths, a little at a time, or by a background
+//! thread (`decay.rs`); [`PageAllocator::purge`] does all at once, and gives back what the page table has for free pages.
 //!
 //! What waits in a thread's cache goes back to its pages on the thread's slow paths, if it was not used for a period. A
 //! thread that sleeps comes by none: others take the blocks from its cache, without a word from it
@@ -96,12 +107,23 @@
 //!
 //! # Locks
 //!
-//! The ledger, a bin (the class locks), then the runs (the page lock); the pool of metadata and the registry of thread
-//! caches stand apart. On its slow paths a thread goes through the gate of its cache before any of these; who takes
-//! blocks from the caches of others has a lock of its own, and closes a gate only if nobody is behind it. A second bin
-//! is only tried for, or waited for in order. [`Heap::check`] and `fork` take them all, in order. Readers of the table hold one lock at a time
-//! and none while they write. A thread that waits for a lock of its own was
-//! interrupted by a signal handler that allocates: the process ends.
+//! A thread that holds one of these takes only later ones:
+//!
+//! | lock | what it is for |
+//! |---|---|
+//! | the C library's list of streams | it, when the process forks |
+//! | taker, then registry (`thread_cache/registry.rs`) | to empty the caches of others; the list of all caches |
+//! | ledger | the names of the components |
+//! | a bin (class lock) | the Divided pages of one class and shard; a second bin is only tried for, or waited for in order |
+//! | the runs (page lock) | which pages are free, and what those are that are not Divided |
+//! | waiting runs (`heap/guards.rs`, in hardened builds) | freed runs that are not used again yet |
+//! | metadata pool, samples, guarded blocks | each held alone, but by `fork` |
+//!
+//! [`Heap::check`] takes the ledger, all bins and the runs; `fork.rs` takes all of the table, but for the waiting runs,
+//! which are locked only while the runs are. On its slow paths a thread goes through the gate of its cache before any of
+//! these; who has the taker's lock closes a gate only if nobody is behind it. Readers of the table hold one lock at a
+//! time and none while they write. A thread that waits for a lock of its own was interrupted by a signal handler that
+//! allocates: the process ends.
 //!
 //! # What is never done
 //!

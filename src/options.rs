@@ -1,15 +1,7 @@
 //! How the process heap behaves: set in the type, at compile time, and by environment variables at its first use.
 //!
-//! | variable | value | option |
-//! |---|---|---|
-//! | `PMA_PURGE_MS` | milliseconds, or `never` | [`purge_after_ms`](crate::PageAllocator::purge_after_ms) |
-//! | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](crate::PageAllocator::background_purge) |
-//! | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](crate::PageAllocator::huge_pages) |
-//! | `PMA_LIMIT` | bytes, or so many `K`, `M` or `G` (of 1024) | [`limit`](crate::PageAllocator::limit) |
-//! | `PMA_GUARD_SAMPLE` | a number, 0 for off | [`guard_sample`](crate::PageAllocator::guard_sample) |
-//! | `PMA_ZERO_ON_FREE` | `1` or `0` | `PageAllocator::zero_on_free`, with the feature `hardened` |
-//!
-//! Those of [`report`](crate::report) have no options beside them.
+//! The variables are listed at [`PageAllocator`](crate::PageAllocator); those of [`report`](crate::report) and of
+//! [`profile`](crate::profile) have no option.
 //!
 //! A variable outranks the type. What cannot be read is reported once, on standard error, and ignored.
 
@@ -24,7 +16,7 @@ use core::str;
 pub(crate) struct Options {
     /// Free pages go back to the system after so many milliseconds, or never.
     pub(crate) purge_after_ms: Option<u32>,
-    /// Whether a thread of its own does it.
+    /// Whether a background thread does it.
     pub(crate) background_purge: bool,
     /// Whether the system may back memory with huge pages.
     pub(crate) huge_pages: bool,

@@ -2,12 +2,13 @@
 //!
 //! | state | tag | header | may become |
 //! |---|---|---|---|
-//! | Free | 0 | zeroed | Divided, Multi head, Multi tail |
-//! | Divided | class and shard | live blocks, watermark, list links; a bitmap beside it | Free, once no block is live |
-//! | Multi head | 0 | length of the run | Free |
-//! | Multi tail | 0 | zeroed; it is neither free nor a head | Free |
-//! | guard | 0 | nothing; only in hardened builds | Free |
-//! | waiting head | 0 | length of the run, which was freed; only in hardened builds | Multi head |
+//! | Free | 0 | zeroed | Divided, Multi head, Multi tail, guard |
+//! | Divided | class and shard | live blocks, watermark, first word, list links, busy, purged, unwritten; a bitmap beside it | Free, once no block is live; Divided of another shard |
+//! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head |
+//! | Multi tail | 0 | zeroed; it is neither free nor a head | Free, waiting tail |
+//! | guard | 0 | only that it is one; in hardened builds | Free |
+//! | waiting head | 0 | length of the run, which was freed; in hardened builds | Multi head |
+//! | waiting tail | 0 | only that it waits; in hardened builds | Multi tail |
 //!
 //! Whether a page is free is a bit of [`Runs`]. Tails need no writing, so a run of any length is claimed and
 //! released in a few words. For every Divided page
@@ -228,7 +229,7 @@ impl fmt::Display for Misuse {
             Misuse::NotAtStart => "freed a pointer into the middle of a block",
             Misuse::AlreadyFree => "freed a block twice",
             Misuse::UsedSinceFreed => "freed a block twice, or wrote to a freed block",
-            Misuse::WrongLayout => "freed a block with the layout of another size class",
+            Misuse::WrongLayout => "freed with a layout that the block or run does not have",
         })
     }
 }
@@ -261,7 +262,7 @@ unsafe impl<G: Sync> Sync for PageTable<G> {}
 const SHORT: usize = 16;
 
 /// The words of a page's bitmaps. A page of which few blocks were ever handed out has the short one, so that those of many
-/// pages lie in one page of the system; a page of more has the long one, which the others never touch.
+/// pages lie in one OS page; a page of more has the long one, which the others never touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Words {
     short: usize,
@@ -491,7 +492,10 @@ impl<G: Geometry> PageTable<G> {
         (header.state, header.run) = (State::MultiHead, count);
     }
 
-    /// Length of the Multi run that begins at `head`, or why there is none.
+    /// Length of the Multi run that begins at `head`.
+    ///
+    /// # Errors
+    /// Why there is none.
     pub fn multi_run(&self, runs: &Runs, head: PageIndex) -> Result<PageCount, Misuse> {
         if runs.is_free(head) {
             return Err(Misuse::FreePage);
@@ -744,7 +748,7 @@ mod tests {
     use std::vec;
 
     #[test]
-    fn of_blocks_in_parts_that_nothing_was_written_to_is_told_until_the_page_is_full() {
+    fn blocks_put_back_unwritten_are_told_as_blank_until_the_page_is_full() {
         // A block is a part.
         let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
         let pages = PageCount(1);

@@ -197,7 +197,7 @@ impl<'s> Runs<'s> {
         (sparse, PageCount(alike))
     }
 
-    /// Free pages above the frontier's last page that is used, or sparse: the run that ends at the frontier.
+    /// Length of the run of free and dense pages that ends at the frontier.
     pub fn free_below_frontier(&self) -> PageCount {
         let mut pages = 0;
         let mut end = self.frontier.get();
@@ -312,7 +312,10 @@ impl<'s> Runs<'s> {
         range.map(|(first, end)| (PageIndex(first), PageCount(end - first)))
     }
 
-    /// Verifies every summary against the bitmap, and the counts; returns what is wrong.
+    /// Verifies every summary against the bitmap, and the counts.
+    ///
+    /// # Errors
+    /// What is wrong.
     pub fn check(&self) -> Result<(), &'static str> {
         let mut free = 0;
         let mut sparse = 0;

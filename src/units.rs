@@ -1,5 +1,5 @@
 //! Newtypes for what is counted, so that pages, classes and bytes cannot be mixed up.
-//! A bare `usize` is always bytes.
+//! A bare `usize` is bytes unless its name says what it counts (`live_blocks`, `class_count`).
 //!
 //! ```
 //! use page_memory_allocator::units::{PageCount, PageIndex};

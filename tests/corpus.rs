@@ -8,6 +8,8 @@ use std::{fs, iter};
 mod operations;
 #[path = "common/pattern.rs"]
 mod pattern;
+#[path = "common/target.rs"]
+mod target;
 
 /// The process heap, which only the inputs use.
 static HEAP: PageAllocator = PageAllocator::new();

@@ -192,6 +192,17 @@ fn the_spans_of_a_component_add_up_to_its_pages_and_its_name_is_what_it_was_call
 }
 
 #[test]
+fn no_name_of_a_component_ends_the_script_that_the_document_is_in() {
+    alone(|| {
+        let held: Vec<Vec<u8>> = PARTS.iter().map(|part| part.enter(|| vec![1; 1000])).collect();
+        let mut text = String::new();
+        HEAP.dump_json(&mut text).unwrap();
+        assert!(text.contains("/script>") && !text.contains('<'), "{text}");
+        drop(held);
+    });
+}
+
+#[test]
 fn the_document_since_a_snapshot_has_the_figures_of_both() {
     let heap = filled(8, 4096);
     let before = heap.snapshot();

@@ -5,7 +5,7 @@ mod child;
 #[path = "common/random.rs"]
 mod random;
 
-use child::{cases, in_child, text};
+use child::{assert_ended_well, cases, in_child, text};
 use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
 use random::Random;
 use std::alloc::{GlobalAlloc, Layout};
@@ -44,10 +44,6 @@ fn page_faults() -> i64 {
 fn has_huge_pages() -> bool {
     let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     enabled.contains("[madvise]") || enabled.contains("[always]")
-}
-
-fn assert_ended_well(output: &Output) {
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
 /// Each word of a block holds its own number, plus `salt`.

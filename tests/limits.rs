@@ -14,28 +14,20 @@ use std::{env, fs, io, mem, ptr, thread};
 
 #[path = "common/child.rs"]
 mod child;
-use child::{in_child, text};
+use child::{assert_ended_well, in_child, text};
 #[path = "common/random.rs"]
 mod random;
 use random::Random;
+#[path = "common/resident.rs"]
+mod resident;
+use resident::resident;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
 
 /// Fails unless a child did its part to the end.
 fn succeeds<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) {
-    let output = in_child(prepare, body);
-    assert!(output.status.success(), "{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
-    print!("{}", text(&output.stdout));
-}
-
-/// Bytes of the process that are in memory.
-fn resident() -> usize {
-    let pages = fs::read_to_string("/proc/self/statm").expect("Linux tells");
-    let pages: usize =
-        pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("the second figure");
-    // SAFETY: sysconf has no preconditions.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
+    assert_ended_well(&in_child(prepare, body));
 }
 
 /// Threads with stacks that are large enough for a little work.

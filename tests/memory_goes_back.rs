@@ -4,12 +4,15 @@
 mod child;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/resident.rs"]
+mod resident;
 
-use child::{in_child, text};
+use child::{assert_ended_well, in_child};
 use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
 use random::Random;
+use resident::resident;
 use std::alloc::{GlobalAlloc, Layout};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -19,12 +22,6 @@ use std::{fs, hint, ptr, thread};
 static HEAP: PageAllocator = PageAllocator::new();
 
 const MIB: usize = 1 << 20;
-
-/// Bytes of this process that are backed by memory.
-fn resident() -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
 
 /// About so many bytes in blocks and runs, written to.
 fn mixed_blocks(bytes: usize) -> Vec<Vec<u8>> {
@@ -63,10 +60,6 @@ fn nothing(_: &mut Command) {}
 
 fn set(command: &mut Command, variables: &[(&str, &str)]) {
     command.envs(variables.iter().copied());
-}
-
-fn assert_ended_well(output: &Output) {
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
 #[test]
@@ -155,7 +148,7 @@ fn threads() -> usize {
 }
 
 #[test]
-fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
+fn with_the_background_thread_memory_goes_back_although_nobody_allocates() {
     let output = in_child(
         |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "60")]),
         || {
@@ -178,7 +171,7 @@ fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
 }
 
 #[test]
-fn the_thread_does_not_wait_for_somebody_to_come_by_later() {
+fn the_background_thread_starts_with_the_first_free() {
     // The process is idle long before the first period is over.
     let variables = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "10000")];
     let output = in_child(
@@ -192,7 +185,7 @@ fn the_thread_does_not_wait_for_somebody_to_come_by_later() {
 }
 
 #[test]
-fn a_child_process_has_a_thread_of_its_own_for_it() {
+fn a_child_process_has_a_background_thread_of_its_own() {
     let output = in_child(
         |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
         || {

@@ -19,7 +19,7 @@ const FREE_PAGE: &str = "freed a pointer into a page that is not in use";
 const MIDDLE: &str = "freed a pointer into the middle of a block";
 const TWICE: &str = "freed a block twice";
 const TWICE_OR_WRITTEN: &str = "freed a block twice, or wrote to a freed block";
-const OTHER_LAYOUT: &str = "freed a block with the layout of another size class";
+const OTHER_LAYOUT: &str = "freed with a layout that the block or run does not have";
 
 /// Runs `misuse` in a child, which must die of it and say `what` of the address that was [`announce`]d last, and
 /// that its page is `page`.

@@ -756,12 +756,12 @@ proptest! {
     #![proptest_config(config(6))]
 
     #[test]
-    fn a_page_table_of_small_pages(steps in vec(table_step(), 500..1_500)) {
+    fn a_table_of_small_pages_agrees_with_the_model(steps in vec(table_step(), 500..1_500)) {
         run_table(CustomGeometry::new(1024, SizeClasses::POWERS_OF_TWO).unwrap(), steps);
     }
 
     #[test]
-    fn a_page_table_of_the_builds_geometry(steps in vec(table_step(), 500..1_500)) {
+    fn a_table_of_the_builds_geometry_agrees_with_the_model(steps in vec(table_step(), 500..1_500)) {
         run_table(BuildGeometry, steps);
     }
 }

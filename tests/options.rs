@@ -7,7 +7,9 @@ mod child;
 use child::{in_child, text};
 use page_memory_allocator::PageAllocator;
 use std::alloc::{GlobalAlloc, Layout};
-use std::process::Output;
+use std::os::unix::process::ExitStatusExt as _;
+use std::panic;
+use std::process::{Output, exit};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 use std::{ptr, thread};
 
@@ -171,4 +173,19 @@ fn the_hook_is_called_for_those_who_know_no_layouts_too() {
         },
     );
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_hook_that_unwinds_ends_the_process() {
+    static RUDE: PageAllocator = PageAllocator::new().on_out_of_memory(|_| panic!("too much"));
+    let output = in_child(
+        |_| (),
+        || {
+            panic::set_hook(Box::new(|_| ()));
+            // SAFETY: the layout is not empty.
+            let unwound = panic::catch_unwind(|| unsafe { RUDE.alloc(layout(128 * MIB)) });
+            exit(if unwound.is_err() { 3 } else { 4 });
+        },
+    );
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{}", output.status);
 }

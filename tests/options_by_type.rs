@@ -8,17 +8,14 @@ use std::{fs, thread};
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
+#[path = "common/resident.rs"]
+mod resident;
+use resident::resident;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new().purge_after_ms(50).background_purge(true).huge_pages(false);
 
 const MIB: usize = 1 << 20;
-
-/// Bytes of this process that are backed by memory.
-fn resident() -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").expect("Linux shows it");
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("a number") * 4096
-}
 
 /// Threads of the allocator's own: those that have all signals blocked.
 fn background_threads() -> usize {

@@ -7,8 +7,8 @@
 //! `PMA_TEST_REFUSALS` says up to which call each is refused once.
 
 use page_memory_allocator::size_class::{SizeClasses, built};
-use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
-use std::alloc::{GlobalAlloc, Layout, System};
+use page_memory_allocator::{HeapOptions, PageAllocator};
+use std::alloc::{Layout, System};
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,6 +20,9 @@ use pattern::{fill, verify};
 #[path = "common/random.rs"]
 mod random;
 use random::Random;
+#[path = "common/target.rs"]
+mod target;
+use target::Target;
 
 /// The test itself allocates elsewhere.
 #[global_allocator]
@@ -237,48 +240,6 @@ mod system {
     }
 }
 
-/// Where blocks come from: the process heap, or a heap of one's own.
-trait Source {
-    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8;
-    /// # Safety
-    /// The block is live and has that layout.
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8;
-    /// # Safety
-    /// The block is live and has that layout.
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout);
-}
-
-impl Source for PageAllocator {
-    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        // SAFETY: no size of the test is zero.
-        unsafe {
-            if zeroed { GlobalAlloc::alloc_zeroed(self, layout) } else { GlobalAlloc::alloc(self, layout) }
-        }
-    }
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's contract is the same.
-        unsafe { GlobalAlloc::realloc(self, block, layout, size) }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is the same.
-        unsafe { GlobalAlloc::dealloc(self, block, layout) }
-    }
-}
-
-impl Source for Heap {
-    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        if zeroed { self.alloc_zeroed(layout) } else { self.alloc(layout) }
-    }
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.realloc(block, layout, size) }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.dealloc(block, layout) }
-    }
-}
-
 /// Of a block, only so many bytes are looked at, and none of the longest: they need not be backed by memory.
 fn looked_at(layout: Layout) -> usize {
     if layout.size() < LONG.size() { layout.size().min(256) } else { 0 }
@@ -286,7 +247,7 @@ fn looked_at(layout: Layout) -> usize {
 
 /// A live block, and what it was filled with.
 struct Block<'s> {
-    source: &'s dyn Source,
+    source: &'s dyn Target,
     start: *mut u8,
     layout: Layout,
     seed: usize,
@@ -310,7 +271,7 @@ fn served(call: impl FnOnce() -> *mut u8) -> Option<ptr::NonNull<u8>> {
 }
 
 impl<'s> Block<'s> {
-    fn new(source: &'s dyn Source, layout: Layout, seed: usize) -> Option<Block<'s>> {
+    fn new(source: &'s dyn Target, layout: Layout, seed: usize) -> Option<Block<'s>> {
         let zeroed = seed.is_multiple_of(4);
         let start = served(|| source.alloc(layout, zeroed))?.as_ptr();
         assert!(start.addr().is_multiple_of(layout.align()));
@@ -363,7 +324,7 @@ fn some_layout(random: &mut Random) -> Layout {
 }
 
 /// Mixed operations on one source.
-fn churn<'s>(source: &'s dyn Source, blocks: &mut Vec<Block<'s>>, random: &mut Random, operations: usize) {
+fn churn<'s>(source: &'s dyn Target, blocks: &mut Vec<Block<'s>>, random: &mut Random, operations: usize) {
     for _ in 0..operations {
         match random.below(8) {
             0 if !blocks.is_empty() => {
@@ -567,7 +528,7 @@ fn the_first_use_with_few_mappings(left: usize) {
         taken.drain(taken.len() - left..).for_each(|page| assert_eq!(libc::munmap(page, 4096), 0));
         let mut served = 0;
         for size in [64, 1_000, 30_000, 200_000, 4 << 20].into_iter().cycle().take(200) {
-            let block = system::counted(|| Source::alloc(&HEAP, layout(size), false));
+            let block = system::counted(|| Target::alloc(&HEAP, layout(size), false));
             if !block.is_null() {
                 served += size;
                 blocks.push(Block { source: &HEAP, start: block, layout: layout(size), seed: size });

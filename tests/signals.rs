@@ -494,6 +494,7 @@ fn a_handler_that_frees_what_it_allocates_works_in_threads_that_come_and_go() {
             // SAFETY: zeros are a valid value of the struct.
             set(&unsafe { std::mem::zeroed() });
             HEAP.check().expect("the heap is in order");
+            assert!(HANDLED.load(Relaxed) > 0);
         },
     );
     ended_with_reason(&output);

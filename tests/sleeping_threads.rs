@@ -3,7 +3,7 @@
 use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
 use std::alloc::{GlobalAlloc, Layout};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -16,7 +16,7 @@ mod child;
 mod pattern;
 #[path = "common/random.rs"]
 mod random;
-use child::{in_child, text};
+use child::{assert_ended_well, in_child};
 use pattern::{fill, verify};
 use random::Random;
 
@@ -25,11 +25,6 @@ static HEAP: PageAllocator = PageAllocator::new();
 
 /// What an idle cache may hold.
 const IDLE_BYTES: usize = 256 << 10;
-
-fn assert_ended_well(output: &Output) {
-    print!("{}", text(&output.stdout));
-    assert!(output.status.success(), "{}\n{}", output.status, text(&output.stderr));
-}
 
 fn cached_bytes() -> usize {
     HEAP.summary().cached_bytes
@@ -133,7 +128,7 @@ fn with_period(command: &mut Command, background: &str) {
 }
 
 #[test]
-fn the_thread_for_it_takes_what_waits_in_the_cache_of_a_thread_that_sleeps() {
+fn the_background_thread_takes_what_waits_in_the_cache_of_a_thread_that_sleeps() {
     let output = in_child(
         |command| with_period(command, "1"),
         || {

@@ -7,5 +7,7 @@ use libfuzzer_sys::fuzz_target;
 mod operations;
 #[path = "../../tests/common/pattern.rs"]
 mod pattern;
+#[path = "../../tests/common/target.rs"]
+mod target;
 
 fuzz_target!(|bytes: &[u8]| operations::run(bytes));

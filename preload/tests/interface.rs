@@ -5,10 +5,13 @@ mod child;
 mod common;
 #[path = "../../tests/common/pattern.rs"]
 mod pattern;
+#[path = "../../tests/common/resident.rs"]
+mod resident;
 
 use child::{in_child, text};
 use core::ffi::{CStr, c_int, c_void};
 use pattern::{fill, verify};
+use resident::resident;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -502,17 +505,24 @@ fn all_of_the_usable_size_is_usable() {
     }
 }
 
+/// A block that was served.
+fn served(block: Block) -> Block {
+    assert!(!block.is_null());
+    block
+}
+
 #[test]
 fn blocks_may_be_freed_with_their_sizes() {
     for size in [0].into_iter().chain(SIZES) {
         // SAFETY: the blocks are live, and freed once, with their sizes.
         let ((), errno) = with_errno(|| unsafe {
-            (pma().free_sized)((pma().malloc)(size), size);
-            (pma().free_sized)((pma().calloc)(1, size), size);
-            (pma().free_sized)((pma().realloc)((pma().malloc)(100), size.max(1)), size.max(1));
-            (pma().cfree)((pma().malloc)(size));
+            (pma().free_sized)(served((pma().malloc)(size)), size);
+            (pma().free_sized)(served((pma().calloc)(1, size)), size);
+            let resized = (pma().realloc)(served((pma().malloc)(100)), size.max(1));
+            (pma().free_sized)(served(resized), size.max(1));
+            (pma().cfree)(served((pma().malloc)(size)));
             for align in [1, 8, 16, 64, 4096, 1 << 20] {
-                (pma().free_aligned_sized)((pma().aligned_alloc)(align, size), align, size);
+                (pma().free_aligned_sized)(served((pma().aligned_alloc)(align, size)), align, size);
             }
         });
         assert_eq!(errno, UNTOUCHED);
@@ -524,7 +534,7 @@ fn a_block_that_realloc_made_shorter_may_be_freed_with_its_new_size() {
     for from in SIZES {
         for to in SIZES.into_iter().filter(|&to| to <= from) {
             // SAFETY: the blocks are live, and freed once, with their sizes.
-            unsafe { (pma().free_sized)((pma().realloc)((pma().malloc)(from), to), to) };
+            unsafe { (pma().free_sized)(served((pma().realloc)(served((pma().malloc)(from)), to)), to) };
         }
     }
 }
@@ -539,9 +549,12 @@ fn assert_ends<F: FnOnce()>(why: &str, body: F) {
 #[test]
 fn a_free_with_more_than_the_block_has_ends_the_process() {
     // SAFETY: that the size is wrong is found out.
-    assert_ends("page_memory_allocator: freed a block with the layout of another size class", || unsafe {
-        (pma().free_sized)((pma().malloc)(100), 1000);
-    });
+    assert_ends(
+        "page_memory_allocator: freed with a layout that the block or run does not have",
+        || unsafe {
+            (pma().free_sized)((pma().malloc)(100), 1000);
+        },
+    );
 }
 
 #[test]
@@ -596,12 +609,6 @@ fn blocks_may_be_freed_by_other_threads_and_after_the_end_of_their_own() {
             check_and_free(0, ours);
         });
     }
-}
-
-/// Bytes of this process in memory.
-fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * os_page_size()
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod pattern;
 #[path = "../../tests/common/random.rs"]
 mod random;
 
-use child::{in_child, text};
+use child::{assert_ended_well, in_child, text};
 use core::ffi::{CStr, c_void};
 use pattern::{fill, verify};
 use std::cell::RefCell;
@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, mem, ptr, thread};
@@ -32,10 +32,6 @@ fn preload(command: &mut Command, before: &[&Path], after: &[&Path]) {
 /// Runs a part of a test in this program, started anew on the library, and asserts that it ends well.
 fn on_library<F: FnOnce()>(body: F) {
     assert_ended_well(&in_child(|command| preload(command, &[], &[]), body));
-}
-
-fn assert_ended_well(output: &Output) {
-    assert!(output.status.success(), "{:?}\n{}", output.status, text(&output.stderr));
 }
 
 /// The file that the C function `malloc` of this process is in.

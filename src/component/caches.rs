@@ -35,7 +35,7 @@ const_assert!(size_of::<Family>() <= metadata::MOST); // else raise that
 impl Family {
     /// The family of `cache`, the calling thread's, made if it has none; `None` without memory for it.
     fn of(cache: &ThreadCache) -> Option<&Family> {
-        // SAFETY: null, or the family, which lives as long as the cache.
+        // SAFETY: null, or the family, which `Family::retire` frees when the thread ends, before the cache.
         if let Some(family) = unsafe { cache.family.get().as_ref() } {
             return Some(family);
         }
@@ -52,7 +52,7 @@ impl Family {
     /// The cache for a component, made if there is none yet; `None` without memory for it.
     fn cache(&self, heap: &Heap<BuildGeometry>, component: ComponentIndex) -> Option<&ThreadCache> {
         let place = &self.of_components[component.0 as usize - 1];
-        // SAFETY: null, or a cache that lives as long as the family.
+        // SAFETY: null, or a cache, which `Family::retire` frees together with the family.
         if let Some(cache) = unsafe { place.get().as_ref() } {
             return Some(cache);
         }
@@ -64,7 +64,7 @@ impl Family {
 
     /// Calls `each` with all caches of the calling thread, of which `cache` is one and no sentinel.
     pub(crate) fn caches_of(cache: &ThreadCache, mut each: impl FnMut(&ThreadCache)) {
-        // SAFETY: null, or the family of the cache, whose caches live as long as it.
+        // SAFETY: null, or the family of the cache, which `Family::retire` frees with its caches when the thread ends.
         unsafe {
             match cache.family.get().as_ref() {
                 None => each(cache),
@@ -124,7 +124,7 @@ pub(super) fn switch_to(component: ComponentIndex) -> *const ThreadCache {
 /// Gives the calling thread the cache back that it had before [`switch_to`].
 ///
 /// # Safety
-/// `outer` is what that returned, to this thread.
+/// `outer` is null, or a cache of the calling thread's: these live until the thread ends.
 pub(super) unsafe fn switch_back(outer: *const ThreadCache) {
     // A thread that has come to its end has no cache any more.
     if !outer.is_null() && !current().is_sentinel() {
@@ -214,10 +214,10 @@ fn tell(component: ComponentIndex, account: &Account) {
 /// Does `work` outside all components.
 fn outside(work: impl FnOnce()) {
     let inside = current();
-    // SAFETY: null for who was never in a component, or the family, which lives as long as the cache.
+    // SAFETY: null for who was never in a component, or the family, which lives until the thread ends.
     let Some(family) = (unsafe { inside.family.get().as_ref() }) else { return work() };
     tls::set(family.main);
     work();
-    // SAFETY: this thread's cache from before.
+    // SAFETY: `inside` was current at the start, and a thread's caches live until it ends.
     unsafe { switch_back(inside) };
 }

@@ -23,7 +23,9 @@ impl fmt::Display for HeapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             HeapError::PageSize => "the page size must be a power of two from 512 bytes to 1 MiB",
-            HeapError::Capacity => "the capacity must be a positive multiple of the page size",
+            HeapError::Capacity => {
+                "the capacity must be a positive multiple of the page size, and fewer than 2^32 - 1 pages"
+            }
             HeapError::Refused => "the system refused the address space",
             HeapError::TooSmall => "the memory given has no room for a page and its tables",
         })

@@ -37,6 +37,9 @@ pub struct Census {
 impl<G: Geometry> PageTable<G> {
     /// Verifies every page against the invariants of the [module](super), and returns the totals.
     ///
+    /// # Errors
+    /// The first invariant that does not hold.
+    ///
     /// # Safety
     /// The caller has exclusive use of the table: it holds `runs` and all bins.
     pub unsafe fn check(&self, runs: &Runs) -> Result<Census, Violation> {
@@ -146,6 +149,9 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// Verifies the lists of the bin of `tag`, and returns how many pages are in them.
+    ///
+    /// # Errors
+    /// The first invariant that does not hold.
     pub fn check_bin(&self, bin: &mut Bin, tag: Tag) -> Result<usize, Violation> {
         let mut listed = 0;
         for list in 0..LISTS {

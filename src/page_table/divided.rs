@@ -171,8 +171,11 @@ impl<G: Geometry> DividedPage<'_, G> {
     }
 
     /// Takes back the first of `blocks`, which lies in this page, and those that follow it as long as they do.
-    /// Returns how many; if one of them is no block in use, its place among `blocks` and what it is instead. Those
-    /// before it are put back all the same.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// If one of them is no block in use: its place among `blocks`, and what it is instead. Those before it are put back
+    /// all the same.
     pub fn put(&mut self, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
         let class = self.tag.class();
         let classes = self.table.geometry.classes();

@@ -9,8 +9,8 @@
 //! usual, is left to the general unwinder.
 
 use super::samples::Frames;
+use crate::sys::objects;
 use core::arch::asm;
-use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::slice;
 use core::sync::atomic::{
@@ -132,6 +132,13 @@ impl Object {
         Object { start, end, header, tables_end }
     }
 
+    fn set(&self, found: &objects::Object) {
+        self.header.store(found.tables.start, Relaxed);
+        self.tables_end.store(found.tables.end, Relaxed);
+        self.start.store(found.mapped.start, Relaxed);
+        self.end.store(found.mapped.end, Release);
+    }
+
     fn has(&self, address: usize) -> bool {
         address < self.end.load(Acquire) && address >= self.start.load(Relaxed)
     }
@@ -169,35 +176,11 @@ static OBJECTS: [Object; 2] = [const { Object::unknown() }; 2];
 
 /// Looks for the objects. To be called once.
 pub(super) fn start() {
-    // SAFETY: the callback has the type that it is to have, and is given nothing else.
-    unsafe { libc::dl_iterate_phdr(Some(note), ptr::null_mut()) };
-}
-
-unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
-    // SAFETY: the loader's description of an object, with so many headers.
-    let (base, headers) = unsafe {
-        let info = &*info;
-        (info.dlpi_addr as usize, slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
-    };
-    let segments = || {
-        let loaded = headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
-        loaded.map(|header| {
-            let start = base + header.p_vaddr as usize;
-            start..start + header.p_memsz as usize
-        })
-    };
-    let header = headers.iter().find(|header| header.p_type == libc::PT_GNU_EH_FRAME);
-    let Some(header) = header.map(|header| base + header.p_vaddr as usize) else { return 0 };
-    let Some(tables) = segments().find(|segment| segment.contains(&header)) else { return 0 };
-    for (object, inside) in OBJECTS.iter().zip([start as *const (), libc::getpid as *const ()]) {
-        if segments().any(|segment| segment.contains(&inside.addr())) {
-            object.header.store(header, Relaxed);
-            object.tables_end.store(tables.end, Relaxed);
-            object.start.store(segments().map(|segment| segment.start).min().unwrap_or(0), Relaxed);
-            object.end.store(segments().map(|segment| segment.end).max().unwrap_or(0), Release);
+    for (object, inside) in OBJECTS.iter().zip([(start as *const ()).addr(), objects::in_c_library()]) {
+        if let Some(found) = objects::holding(inside) {
+            object.set(&found);
         }
     }
-    0
 }
 
 /// The step from `address`, an instruction of a function that is being run.

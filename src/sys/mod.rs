@@ -3,6 +3,8 @@
 //! Sizes and addresses given to the memory calls are multiples of [`page_size`].
 
 pub(crate) mod file;
+#[cfg(all(feature = "profile", target_arch = "x86_64", not(miri)))]
+pub(crate) mod objects;
 pub(crate) mod resident;
 pub(crate) mod signals;
 

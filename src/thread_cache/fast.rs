@@ -39,10 +39,13 @@ pub(super) fn mark(address: usize) {
 }
 
 /// Whether a word is [`LID`]; that it is not is what is expected.
+///
+/// # Safety
+/// `word` is one of a stack's words, which is alive.
 #[inline(always)]
 unsafe fn is_lid(word: *const AtomicUsize) -> bool {
     #[cfg(all(target_arch = "x86_64", not(any(miri, loom, pma_sanitized))))]
-    // SAFETY: the word is one of a stack; all that happens to it is that it is read.
+    // SAFETY: the word is alive, as the caller says, and is only read.
     unsafe {
         // A processor compares a word in memory in one instruction; what is read as an atomic, the compiler reads first.
         core::arch::asm!(

@@ -92,7 +92,7 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
     // The cache is in place before the key is set: that may allocate.
     tls::set(cache);
     let value = ptr::from_ref(cache).cast_mut().cast();
-    // SAFETY: the key is valid; the value is handed to `at_exit`.
+    // SAFETY: `exit_key` made the key, which is never deleted; its function, `at_exit`, may be called with this value.
     if !unsafe { sys::set_thread_value(key, value) } {
         // Nobody would flush it: better none.
         // SAFETY: the cache was just made by this thread.

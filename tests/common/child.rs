@@ -67,3 +67,10 @@ pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Out
 pub fn text(written: &[u8]) -> &str {
     str::from_utf8(written).expect("the output is text")
 }
+
+/// Asserts that a child did its part to the end, and shows what it printed.
+#[allow(dead_code)] // some tests have children that are not to end well
+pub fn assert_ended_well(output: &Output) {
+    print!("{}", text(&output.stdout));
+    assert!(output.status.success(), "{}\n{}", output.status, text(&output.stderr));
+}

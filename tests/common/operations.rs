@@ -1,8 +1,9 @@
 //! Operations on a heap, decoded from bytes: for a fuzzer, and for those who replay what it found.
 
 use super::pattern::{fill, verify};
-use page_memory_allocator::{Heap, HeapOptions, PageAllocator};
-use std::alloc::{GlobalAlloc, Layout};
+use super::target::Target;
+use page_memory_allocator::{HeapOptions, PageAllocator};
+use std::alloc::Layout;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
@@ -22,63 +23,6 @@ struct Slots([Option<Block>; SLOTS]);
 
 // SAFETY: a slot owns its block, which any thread may use and free.
 unsafe impl Send for Slots {}
-
-/// What operations are done to.
-trait Target {
-    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8;
-    /// # Safety
-    /// As for [`GlobalAlloc::realloc`].
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8;
-    /// # Safety
-    /// As for [`GlobalAlloc::dealloc`].
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout);
-    fn purge(&self);
-    /// Panics unless the table is sound.
-    fn check(&self);
-}
-
-impl Target for Heap {
-    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        if zeroed { self.alloc_zeroed(layout) } else { self.alloc(layout) }
-    }
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.realloc(block, layout, size) }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.dealloc(block, layout) }
-    }
-    fn purge(&self) {
-        self.purge();
-    }
-    fn check(&self) {
-        self.check().expect("the table is sound");
-    }
-}
-
-impl Target for PageAllocator {
-    fn alloc(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        // SAFETY: a size of zero is served as one byte.
-        unsafe {
-            if zeroed { GlobalAlloc::alloc_zeroed(self, layout) } else { GlobalAlloc::alloc(self, layout) }
-        }
-    }
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's contract is the same.
-        unsafe { GlobalAlloc::realloc(self, block, layout, size) }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is the same.
-        unsafe { GlobalAlloc::dealloc(self, block, layout) }
-    }
-    fn purge(&self) {
-        self.purge();
-    }
-    fn check(&self) {
-        self.check().expect("the table is sound");
-    }
-}
 
 /// Does what `bytes` say to a heap of its own, and verifies after each step that blocks hold what was written to them, and
 /// at the end that the page table is sound and everything is free again.
