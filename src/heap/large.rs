@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
 const LARGE: usize = 2 * HUGE_PAGE;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
-const SPARSE: usize = 16 << 20;
+const LARGE_ZEROED: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
 /// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost two
@@ -81,7 +81,7 @@ impl<G: Geometry> Heap<G> {
         let shift = self.geometry().page_shift();
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
         // of them: a table that is to fill up some day.
-        let least_advised = if zeroed { SPARSE } else { LARGE };
+        let least_advised = if zeroed { LARGE_ZEROED } else { LARGE };
         let Some((runs, start, count)) = self.claim_run(owner, layout, least_advised) else {
             return ptr::null_mut();
         };

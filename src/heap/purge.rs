@@ -18,7 +18,7 @@ const STEP: usize = HUGE_PAGE;
 const TABLE_STEP: PageCount = PageCount(4096);
 
 /// Where more than this part of the pages' memory goes back in parts, huge pages are of no use.
-const SPARSE: usize = 8;
+const PURGED_SHARE: usize = 8;
 
 /// What of the memory that nobody uses is to go back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,7 +133,7 @@ impl<G: Geometry> Heap<G> {
                 }
             }
         }
-        if purged > bytes / SPARSE {
+        if purged > bytes / PURGED_SHARE {
             self.arena.no_more_huge_pages_below(pages.end.get() * self.page_size());
         }
         purged
