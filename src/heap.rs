@@ -500,12 +500,12 @@ impl<G: Geometry> Heap<G> {
 
     /// Bytes of the arena that are committed: the system may back them with memory.
     pub fn committed_bytes(&self) -> usize {
-        self.runs().frontier().get() << self.geometry().page_shift()
+        self.frontier().get() << self.geometry().page_shift()
     }
 
     /// Bytes of the page table for the committed pages, and of the bins.
     pub(crate) fn table_bytes(&self) -> usize {
-        let frontier = self.runs().frontier();
+        let frontier = self.frontier();
         let shards = self.shards_in_use() + self.shards.saturating_sub(SHARDS);
         let bins = (shards + self.components().count()) * self.geometry().class_count();
         PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
@@ -513,7 +513,7 @@ impl<G: Geometry> Heap<G> {
 
     /// Where the page table for the committed pages is, and the bins: start and length in bytes, upward.
     pub(crate) fn tables_in_use(&self) -> [(usize, usize); 5] {
-        let frontier = self.runs().frontier();
+        let frontier = self.frontier();
         let [headers, indices, short_bitmaps, long_bitmaps] = self.table.storage_in_use(frontier);
         let shards = self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS);
         let bins = shards * self.geometry().class_count() * size_of::<LockedBin>();

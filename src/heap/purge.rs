@@ -38,7 +38,7 @@ impl<G: Geometry> Heap<G> {
     pub fn purge(&self) -> usize {
         self.release_all_waiting(&mut self.runs());
         let purged = self.purge_free_pages(Unused::All, usize::MAX)
-            + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use());
+            + self.purge_parts(Unused::All, PageIndex(0)..self.frontier());
         self.purge_table();
         purged
     }
@@ -65,7 +65,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Pages from here on have never been used.
-    pub(crate) fn pages_in_use(&self) -> PageIndex {
+    pub(crate) fn frontier(&self) -> PageIndex {
         self.runs().frontier()
     }
 
