@@ -115,7 +115,7 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     moved: AtomicUsize,
     arena: Arena,
     /// The mapping that holds the table and the bins.
-    tables: Mapping,
+    tables: TableMemory,
 }
 
 // SAFETY: the bins are reached through their locks, and lie in memory that the heap owns.
@@ -136,20 +136,20 @@ pub(crate) fn room_for<G: Geometry>(geometry: G, layout: Layout) -> Option<usize
 }
 
 /// Zeroed memory from the OS, unmapped when dropped; or given, and left alone.
-struct Mapping {
+struct TableMemory {
     start: NonNull<u8>,
     bytes: usize,
     given: bool,
 }
 
-impl Mapping {
-    fn new(bytes: usize) -> Option<Mapping> {
+impl TableMemory {
+    fn new(bytes: usize) -> Option<TableMemory> {
         let bytes = bytes.next_multiple_of(sys::page_size());
-        sys::map_zeroed(bytes).map(|start| Mapping { start, bytes, given: false })
+        sys::map_zeroed(bytes).map(|start| TableMemory { start, bytes, given: false })
     }
 }
 
-impl Drop for Mapping {
+impl Drop for TableMemory {
     fn drop(&mut self) {
         if !self.given {
             // SAFETY: the mapping is the owner's alone, who is gone.
@@ -177,7 +177,7 @@ impl<G: Geometry> Heap<G> {
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
         let arena = Arena::reserve(bytes, align, huge_pages)?;
         let all_shards = shards + ledger.map_or(0, |_| MOST_COMPONENTS);
-        let tables = Mapping::new(Self::bytes_of_tables(geometry, pages, all_shards))?;
+        let tables = TableMemory::new(Self::bytes_of_tables(geometry, pages, all_shards))?;
         // SAFETY: mappings are aligned to an OS page, and the tables' is zeroed.
         let mut heap = unsafe { Heap::assemble(geometry, pages, shards, arena, tables) };
         (heap.ledger, heap.is_process_heap) = (ledger, is_process_heap);
@@ -199,7 +199,7 @@ impl<G: Geometry> Heap<G> {
         pages: PageCount,
         shards: usize,
         arena: Arena,
-        tables: Mapping,
+        tables: TableMemory,
     ) -> Heap<G> {
         let base = arena.start().addr().get();
         // SAFETY: the tables are zeroed, long enough, aligned, and live as long as the heap. Each class and shard has
