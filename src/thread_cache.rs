@@ -72,16 +72,17 @@ const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
 const CACHE_BYTES: usize = 3 << 20;
-/// The first slots of a class are not too many if they are for no more bytes, nor ever for a component.
-const FREE_BYTES: usize = 4 << 10;
+/// The first slots of a class are exempt from the cache's bound if their blocks have no more bytes than this; in a
+/// component's cache always.
+const EXEMPT_BYTES: usize = 4 << 10;
 /// Words of a stack, the two at its ends included: powers of two.
 const FIRST_WORDS: usize = 8;
 const LEAST_WORDS: usize = 4;
 const USUAL_WORDS: usize = 512;
 const MOST_WORDS: usize = 2048;
-/// So many slots more than half of a stack go, because half of a large one are a multiple of 4 KiB: processors take the
-/// words that stay, which are copied over that distance, for the ones that they have just written.
-const APART: usize = 16;
+/// A large stack is halved by so many slots more: words copied by exactly a multiple of 4 KiB look to the processor like
+/// the ones just written (4K aliasing).
+const ALIASING_SLOTS: usize = 16;
 /// Words that a stack of blocks for other shards grows to on account of components.
 const COMPONENT_WORDS: usize = 32;
 /// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
@@ -416,7 +417,7 @@ impl ThreadCache {
         }
         decay::tick_freed(heap);
         self.give_up(heap);
-        if !self.grow(stacks, class, self.most_words(tag)) {
+        if !self.grow(stacks, class, self.bound_on_overflow(tag)) {
             let (slots, used) = stacks.slots(class);
             // The older half goes; what was freed last is warm. Blocks for other shards go all at once, as none of them is
             // handed out here. Where there was no memory for a stack, there is none.
@@ -424,7 +425,7 @@ impl ThreadCache {
                 let going = if tag.shard() != self.shard {
                     used
                 } else {
-                    used.div_ceil(2) + if used >= USUAL_WORDS / 2 { APART } else { 0 }
+                    used.div_ceil(2) + if used >= USUAL_WORDS / 2 { ALIASING_SLOTS } else { 0 }
                 };
                 put_slots(heap, class, &mut slots[..going]);
                 slots.copy_within(going..used, 0);
@@ -438,7 +439,7 @@ impl ThreadCache {
 
     /// The most words of the stack that a block of `tag` goes to, which overflows: that it does is taken note of. Blocks of
     /// components that wait to go home are held by them all the while, so they do not wait for many others.
-    fn most_words(&self, tag: Tag) -> usize {
+    fn bound_on_overflow(&self, tag: Tag) -> usize {
         let class = tag.class();
         if tag.shard() != self.shard {
             let of_component = tag.shard().component() != ComponentIndex::NONE;
@@ -460,7 +461,7 @@ impl ThreadCache {
         let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
         let more = (new - old) * SizeClasses::BUILD.block(class);
         if new > most
-            || ((old != 0 || (more > FREE_BYTES && self.component() == ComponentIndex::NONE))
+            || ((old != 0 || (more > EXEMPT_BYTES && self.component() == ComponentIndex::NONE))
                 && self.slot_bytes.get() + more > self.most_bytes.min(share()))
             || !stacks.move_to(class, new)
         {
