@@ -146,7 +146,7 @@ struct Header {
     owner: ComponentIndex,
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
     list: u8,
-    /// Divided: whether blocks were taken or put since [`DividedPage::rest`] last looked. Multi head: whether the run was
+    /// Divided: whether blocks were taken or put since [`DividedPage::was_idle`] last looked. Multi head: whether the run was
     /// made or resized since [`PageTable::unused_multi_tail`] last did.
     busy: bool,
     /// Multi head: how the run is mapped.
@@ -558,7 +558,7 @@ impl<G: Geometry> PageTable<G> {
 
     /// Bytes at the end of the Multi run that begins at `head` that nobody asked for and that may have memory; with
     /// `idle`, none if the run was made or resized since this was last asked. A caller who gives their memory back to the
-    /// system says so by [`multi_tail_purged`](Self::multi_tail_purged).
+    /// system says so by [`note_multi_tail_purged`](Self::note_multi_tail_purged).
     pub(crate) fn unused_multi_tail(&self, runs: &mut Runs, head: PageIndex, idle: bool) -> usize {
         debug_assert!(self.multi_run(runs, head).is_ok());
         // SAFETY: as in `multi_tail`.
@@ -568,7 +568,7 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// Notes that what nobody asked for of the run has no memory, but for a part of an OS page.
-    pub(crate) fn multi_tail_purged(&self, runs: &mut Runs, head: PageIndex) {
+    pub(crate) fn note_multi_tail_purged(&self, runs: &mut Runs, head: PageIndex) {
         debug_assert!(self.multi_run(runs, head).is_ok());
         // SAFETY: as in `multi_tail`.
         unsafe { (*self.header(head)).blank = true };
@@ -745,7 +745,7 @@ mod tests {
             let (mut slots, told) = (vec![0; count], core::cell::RefCell::new(vec![]));
             assert_eq!(divided.take(&mut slots, |blank| told.borrow_mut().extend_from_slice(blank)), count);
             divided.put(&[0, 256, 512, 768]).unwrap();
-            divided.unwritten(unwritten);
+            divided.note_unwritten(unwritten);
             told.into_inner()
         };
         assert_eq!(take(8, &[512, 256]), [1792, 1536, 1280, 1024, 768, 512, 256, 0]);

@@ -122,7 +122,7 @@ impl<G: Geometry> Heap<G> {
             match divided.put(&blocks[at..others]) {
                 Ok(put) => {
                     if !written {
-                        divided.unwritten(&blocks[at..at + put]);
+                        divided.note_unwritten(&blocks[at..at + put]);
                     }
                     at += put;
                 }

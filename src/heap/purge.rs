@@ -122,13 +122,13 @@ impl<G: Geometry> Heap<G> {
                 continue;
             }
             let mut divided = self.table.divided(&mut bin, page);
-            if !divided.rest() && unused == Unused::Idle {
+            if !divided.was_idle() && unused == Unused::Idle {
                 continue;
             }
             for (start, end) in divided.unused_parts(grain) {
                 // SAFETY: no block there is live, and none is handed out while the bin is locked.
                 if unsafe { sys::purge(self.at(page).add(start), end - start) } {
-                    divided.purged(start, end, grain);
+                    divided.note_purged(start, end, grain);
                     purged += end - start;
                 }
             }
@@ -150,7 +150,7 @@ impl<G: Geometry> Heap<G> {
         let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
         // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
         if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
-            self.table.multi_tail_purged(&mut runs, page);
+            self.table.note_multi_tail_purged(&mut runs, page);
             (bytes, count)
         } else {
             (0, count)
