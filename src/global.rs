@@ -405,7 +405,7 @@ impl PageAllocator {
         }
         match thread_cache::current_or_made(heap, Some(tag.shard())) {
             Some(cache) => cache.dealloc_slow(heap, tag, address),
-            None => thread_cache::put(heap, class, address),
+            None => thread_cache::dealloc_uncached(heap, class, address),
         }
     }
 }
@@ -454,7 +454,7 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
         }
         class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => component::within_limits(heap, || cache.alloc_slow(heap, class)),
-            None => thread_cache::take(heap, Tag::new(ShardIndex(0), class)),
+            None => thread_cache::alloc_uncached(heap, Tag::new(ShardIndex(0), class)),
         },
     }
 }

@@ -178,7 +178,7 @@ pub(crate) static GONE: Sentinel = SENTINEL;
 pub(crate) static BUSY: Sentinel = SENTINEL;
 
 /// A block from its page without a cache, or null.
-pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
+pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
     let block = heap.alloc_block(tag);
     if !block.is_null() {
         #[cfg(feature = "hardened")]
@@ -190,7 +190,7 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
 }
 
 /// Gives a block back to its page without a cache.
-pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+pub(crate) fn dealloc_uncached(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     if !may_begin_at(class, address) {
         heap.refuse_middle(address);
     }
@@ -379,7 +379,7 @@ impl ThreadCache {
         let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {
-            return take(heap, tag);
+            return alloc_uncached(heap, tag);
         }
         let batch = used + guarded::before_next(slots.len().div_ceil(2) - used);
         let taken = heap.refill(tag, &mut slots[used..batch], |slots| {

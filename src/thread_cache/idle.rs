@@ -60,7 +60,7 @@ fn take_from_next(heap: &Heap<BuildGeometry>, kind: Unused) -> Option<usize> {
         drop(registry);
         // SAFETY: the cache stays in the registry: its thread takes it out behind the gate, which is closed.
         let cache = unsafe { &*cache };
-        let bytes = cache.take(heap, kind);
+        let bytes = cache.flush_from_outside(heap, kind);
         cache.gate.open();
         Some(bytes)
     })
@@ -96,8 +96,9 @@ impl ThreadCache {
         self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks))
     }
 
-    /// Takes what it can of a kind. Returns how many bytes of blocks that were. The caller has closed the gate.
-    fn take(&self, heap: &Heap<BuildGeometry>, kind: Unused) -> usize {
+    /// Gives what it can of a kind back to its pages, for another thread, which has closed the gate. Returns how many bytes of
+    /// blocks that were.
+    fn flush_from_outside(&self, heap: &Heap<BuildGeometry>, kind: Unused) -> usize {
         let pass = decay::passes();
         if kind == Unused::Idle {
             if self.passes.get() == pass || self.looked_at.get() == pass {
