@@ -299,7 +299,7 @@ struct Sections {
 
 impl Sections {
     fn new(capacity: PageCount, bitmaps: Words) -> Sections {
-        let (words, nodes) = Runs::storage(capacity);
+        let (words, nodes) = Runs::words_and_summaries(capacity);
         let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
@@ -331,7 +331,7 @@ impl<G: Geometry> PageTable<G> {
     ) -> (PageTable<G>, Runs<'static>) {
         let bitmaps = Words::new(geometry);
         let sections = Sections::new(capacity, bitmaps);
-        let (words, nodes) = Runs::storage(capacity);
+        let (words, nodes) = Runs::words_and_summaries(capacity);
         // SAFETY: the sections lie within the storage, do not overlap, are aligned, and zeros are a valid value of
         // what each holds.
         unsafe {

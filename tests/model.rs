@@ -811,7 +811,7 @@ fn stretch(bits: &[bool], at: usize) -> usize {
 
 impl RunsModel {
     fn new(capacity: u32) -> RunsModel {
-        let (words, nodes) = Runs::storage(PageCount(capacity));
+        let (words, nodes) = Runs::words_and_summaries(PageCount(capacity));
         let runs = Runs::new(
             PageCount(capacity),
             vec![Word::default(); words].leak(),
