@@ -581,11 +581,11 @@ impl<G: Geometry> PageTable<G> {
         unsafe { (*self.header(head)).mapping }
     }
 
-    /// Notes how the Multi run that begins at `head` is mapped; returns what was noted before.
-    pub(crate) fn set_mapping(&self, runs: &mut Runs, head: PageIndex, mapping: Mapping) -> Mapping {
+    /// Notes how the Multi run that begins at `head` is mapped.
+    pub(crate) fn set_mapping(&self, runs: &mut Runs, head: PageIndex, mapping: Mapping) {
         debug_assert!(self.multi_run(runs, head).is_ok());
         // SAFETY: as in `mapping`.
-        unsafe { mem::replace(&mut (*self.header(head)).mapping, mapping) }
+        unsafe { (*self.header(head)).mapping = mapping };
     }
 
     /// The component that holds the Multi run at `head`.

@@ -344,7 +344,7 @@ impl<G: Geometry> Heap<G> {
         let remapped = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
         let mut runs = self.runs();
         match remapped {
-            Remapped::Moved => _ = self.table.set_mapping(&mut runs, start, Mapping::Moved),
+            Remapped::Moved => self.table.set_mapping(&mut runs, start, Mapping::Moved),
             Remapped::Refused => {
                 self.moved.fetch_sub(1, Relaxed);
                 self.free_run(runs, start, new_count);
