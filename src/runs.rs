@@ -265,15 +265,13 @@ impl<'s> Runs<'s> {
 
     /// Free pages that may hold something other than zeros: they may have memory.
     pub fn dirty_free_pages(&self) -> PageCount {
-        let words = self.frontier.get().div_ceil(WORD);
-        let pages = (0..words).map(|word| self.words[word].free_and_dirty().count_ones());
+        let pages = (0..self.words_in_use()).map(|word| self.words[word].free_and_dirty().count_ones());
         PageCount(pages.sum())
     }
 
     /// Begins a new age: pages that are free and dirty are idle until they are claimed.
     pub fn age(&mut self) {
-        let words = self.frontier.get().div_ceil(WORD);
-        for word in 0..words {
+        for word in 0..self.words_in_use() {
             self.words[word].idle = self.words[word].free_and_dirty();
         }
     }
