@@ -3,8 +3,11 @@
 //! Sizes and addresses given to the memory calls are multiples of [`page_size`].
 
 pub(crate) mod file;
+mod remapped;
 pub(crate) mod resident;
 pub(crate) mod signals;
+
+pub(crate) use remapped::Remapped;
 
 use core::ffi::CStr;
 use core::ptr::{self, NonNull};
@@ -85,20 +88,6 @@ pub(crate) unsafe fn advise_huge(start: NonNull<u8>, bytes: usize, huge: bool) {
 pub(crate) unsafe fn purge(start: NonNull<u8>, bytes: usize) -> bool {
     // SAFETY: the caller gives the contents up.
     unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) == 0 }
-}
-
-/// What became of memory that was to be moved. If it was not, the contents are where they were.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Remapped {
-    /// It was moved.
-    Moved,
-    /// It was not, and the new place is as it was.
-    Refused,
-    /// It was not, and the new place was unmapped for it, but is mapped again.
-    MappedAnew,
-    /// It was not, and nobody can tell whether the new place is as it was, or was unmapped for it and is by now another
-    /// thread's.
-    Lost,
 }
 
 /// Moves the memory of `bytes` committed bytes to another place, without copying it; what was there is lost. The old
