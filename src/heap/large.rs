@@ -226,27 +226,48 @@ impl<G: Geometry> Heap<G> {
         self.free_run(runs, head, count);
     }
 
-    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+    fn free_run<'h>(&'h self, runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
         let mapping = self.table.mapping(&runs, head);
-        let mut blank = mapping == Mapping::Moved;
-        if mapping != Mapping::Usual || self.zeroes_freed() {
-            drop(runs);
-            if !self.map_as_usual(head, count, mapping) {
-                // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
-                self.table.set_multi_tail(&mut self.runs(), head, 0);
-                return;
-            }
-            blank |= self.zeroes_freed() && self.zero(head, count);
-            runs = self.expect_run(self.table.address_of(head), None).0;
-            if mapping != Mapping::Usual {
-                self.mapped(mapping).fetch_sub(1, Relaxed);
-                self.table.set_mapping(&mut runs, head, Mapping::Usual);
-            }
+        let (mut runs, blank) = self.give_up_pages(runs, head, head, count);
+        let Some(blank) = blank else {
+            // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
+            self.table.set_multi_tail(&mut runs, head, 0);
+            return;
+        };
+        if mapping != Mapping::Usual {
+            self.mapped(mapping).fetch_sub(1, Relaxed);
+            self.table.set_mapping(&mut runs, head, Mapping::Usual);
         }
         self.credit_pages(self.table.owner(&runs, head), count);
         if !self.wait(&mut runs, head, count, blank) {
             self.release_run(&mut runs, head, count, blank);
         }
+    }
+
+    /// Has `count` pages from `start` on, the run at `head` or its end, which its owner gives up, mapped as their neighbours
+    /// are, and zeroed if what is freed is to be. Returns whether they have no memory by then; `None` if the system refuses:
+    /// then they are not to be used.
+    ///
+    /// The system may take its time, so others have the lock meanwhile. They do not change the run: the table says that its
+    /// pages are in use, so nobody is given one of them, and to free or resize it is its owner's, who is here. If somebody
+    /// else frees it, too, there is no run when the lock is taken again, and the process ends.
+    fn give_up_pages<'h>(
+        &'h self,
+        runs: Guard<'h, Runs<'static>>,
+        head: PageIndex,
+        start: PageIndex,
+        count: PageCount,
+    ) -> (Guard<'h, Runs<'static>>, Option<bool>) {
+        let mapping = self.table.mapping(&runs, head);
+        if mapping == Mapping::Usual && !self.zeroes_freed() {
+            return (runs, Some(false));
+        }
+        drop(runs);
+        let blank = self.map_as_usual(start, count, mapping).then(|| {
+            let purged = self.zeroes_freed() && self.zero(start, count);
+            purged || mapping == Mapping::Moved
+        });
+        (self.expect_run(self.table.address_of(head), None).0, blank)
     }
 
     /// Makes a run Free, which nobody is charged for any more. If it is `blank`, it has no memory.
@@ -300,28 +321,20 @@ impl<G: Geometry> Heap<G> {
 
     fn shrink_run<'h>(
         &'h self,
-        mut runs: Guard<'h, Runs<'static>>,
+        runs: Guard<'h, Runs<'static>>,
         head: PageIndex,
         count: PageCount,
         new_count: PageCount,
     ) -> Guard<'h, Runs<'static>> {
         let (tail, tail_count) = (head.plus(new_count), PageCount(count.0 - new_count.0));
-        let mapping = self.table.mapping(&runs, head);
-        let mut blank = mapping == Mapping::Moved;
-        let usable = (mapping == Mapping::Usual && !self.zeroes_freed()) || {
-            drop(runs);
-            let usable = self.map_as_usual(tail, tail_count, mapping);
-            blank |= usable && self.zeroes_freed() && self.zero(tail, tail_count);
-            runs = self.expect_run(self.table.address_of(head), None).0;
-            usable
-        };
+        let (mut runs, blank) = self.give_up_pages(runs, head, tail, tail_count);
         self.table.resize_multi(&mut runs, head, count, new_count);
         self.credit_pages(self.table.owner(&runs, head), tail_count);
-        if !usable {
+        match blank {
+            Some(true) => runs.clean(tail, tail_count),
+            Some(false) => {}
             // A run of its own, and nobody's.
-            self.table.claim_multi(&mut runs, tail, tail_count);
-        } else if blank {
-            runs.clean(tail, tail_count);
+            None => self.table.claim_multi(&mut runs, tail, tail_count),
         }
         self.settle_guards(&mut runs, head, new_count);
         self.settle_guards(&mut runs, tail, tail_count);
