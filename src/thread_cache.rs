@@ -192,6 +192,20 @@ pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
 /// Gives a block back to its page without a cache.
 pub(crate) fn dealloc_uncached(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     if !may_begin_at(class, address) {
+    /// Does `work` on the calling thread's cache while nobody takes anything from it, and all bottoms are where the words of
+    /// their stacks begin. Who interrupts it finds no cache.
+    #[inline]
+    fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
+        apart(|| {
+            let _inside = self.gate.enter();
+            if self.raised.replace(false) {
+                self.local.lower();
+                self.remote.lower();
+            }
+            work()
+        })
+    }
+
         heap.refuse_middle(address);
     }
     #[cfg(feature = "hardened")]

@@ -67,20 +67,6 @@ fn take_from_next(heap: &Heap<BuildGeometry>, kind: Unused) -> Option<usize> {
 }
 
 impl ThreadCache {
-    /// Does `work` on the calling thread's cache while nobody takes anything from it, and all bottoms are where the words of
-    /// their stacks begin. Who interrupts it finds no cache.
-    #[inline]
-    pub(super) fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
-        apart(|| {
-            let _inside = self.gate.enter();
-            if self.raised.replace(false) {
-                self.local.lower();
-                self.remote.lower();
-            }
-            work()
-        })
-    }
-
     /// How many blocks stay in each of these stacks: one that the thread may be about to pop, if it does so on a fast path.
     fn left_of(&self, stacks: &Stacks) -> usize {
         let is_popped = ptr::eq(stacks, &self.local);
@@ -187,7 +173,7 @@ impl Stacks {
     }
 
     /// Moves what is in raised stacks down to where their words begin.
-    fn lower(&self) {
+    pub(super) fn lower(&self) {
         for class in classes().filter(|&class| self.bottom(class) > 0) {
             let words = self.words(class).0.cast::<usize>();
             let top = self.top(class).load(Relaxed).cast::<usize>();
