@@ -17,6 +17,11 @@ mod options;
 #[cfg(feature = "os")]
 mod process;
 mod purge;
+#[cfg(feature = "hardened")]
+mod quarantine;
+#[cfg(not(feature = "hardened"))]
+#[path = "heap/quarantine/off.rs"]
+mod quarantine;
 
 pub use options::{HeapError, HeapOptions};
 #[cfg(feature = "os")]

@@ -76,7 +76,7 @@ impl<G: Geometry> Heap<G> {
             if self.may_use(runs, PageCount(1)) { self.find_to_divide(runs, sparse) } else { None }
         };
         let page = match find(&mut runs) {
-            None if self.release_all_waiting(&mut runs) => find(&mut runs),
+            None if self.empty_quarantine(&mut runs) => find(&mut runs),
             page => page,
         }?;
         self.note_divided(&runs, bin, page);

@@ -115,13 +115,13 @@ impl<G: Geometry> Heap<G> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
         let mut runs = self.runs();
         let may_use =
-            self.may_use(&runs, count) || (self.release_all_waiting(&mut runs) && self.may_use(&runs, count));
+            self.may_use(&runs, count) || (self.empty_quarantine(&mut runs) && self.may_use(&runs, count));
         if !may_use || !self.charge_pages(owner, count) {
             return None;
         }
-        let claimed = match self.take_waiting(&mut runs, count, layout.align()) {
+        let claimed = match self.take_from_quarantine(&mut runs, count, layout.align()) {
             None => self.claim_anew(&mut runs, count, layout, least_aligned),
-            waited => waited,
+            quarantined => quarantined,
         };
         let Some(start) = claimed else {
             self.credit_pages(owner, count);
@@ -150,7 +150,7 @@ impl<G: Geometry> Heap<G> {
             at_huge_page.or_else(|| self.find_guarded(runs, count, layout.align()))
         };
         let start = match find(runs) {
-            None if self.release_all_waiting(runs) => find(runs),
+            None if self.empty_quarantine(runs) => find(runs),
             start => start,
         }?;
         self.table.claim_multi(runs, start, count);
@@ -239,7 +239,7 @@ impl<G: Geometry> Heap<G> {
             self.table.set_mapping(&mut runs, head, Mapping::Usual);
         }
         self.credit_pages(self.table.owner(&runs, head), count);
-        if !self.wait(&mut runs, head, count, blank) {
+        if !self.quarantine(&mut runs, head, count, blank) {
             self.release_run(&mut runs, head, count, blank);
         }
     }

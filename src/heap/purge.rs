@@ -36,7 +36,7 @@ impl<G: Geometry> Heap<G> {
     /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
     /// them in any case.
     pub fn purge(&self) -> usize {
-        self.release_all_waiting(&mut self.runs());
+        self.empty_quarantine(&mut self.runs());
         let purged = self.purge_free_pages(Unused::All, usize::MAX)
             + self.purge_parts(Unused::All, PageIndex(0)..self.frontier());
         self.purge_table();
