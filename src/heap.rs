@@ -30,10 +30,11 @@ pub(crate) use process::LEDGER;
 pub(crate) use purge::Unused;
 
 use crate::arena::{Arena, HUGE_PAGE};
-use crate::ledger::{Ledger, MOST_COMPONENTS};
+use crate::ledger::Ledger;
 use crate::lock::{Guard, Lock};
 use crate::page_table::{Bin, Census, PageState, PageTable, Tag, Violation};
 use crate::runs::Runs;
+use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{CustomGeometry, Geometry, built::SHARDS};
 use crate::sys;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};

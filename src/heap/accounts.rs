@@ -1,9 +1,10 @@
 //! The accounts of components: charged for the blocks and runs that leave their pages, and verified against them.
 
 use super::Heap;
-use crate::ledger::{Account, Ledger, MOST_COMPONENTS};
+use crate::ledger::{Account, Ledger};
 use crate::page_table::{Tag, Violation};
 use crate::runs::Runs;
+use crate::shards::MOST_COMPONENTS;
 use crate::size_class::Geometry;
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 

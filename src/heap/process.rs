@@ -1,8 +1,9 @@
 //! What only the heap of the process has: a size of its own choice, shards that come into use, and forks.
 
 use super::Heap;
-use crate::ledger::{Ledger, SHARED_SHARDS};
+use crate::ledger::Ledger;
 use crate::options::Options;
+use crate::shards::SHARED_SHARDS;
 use crate::size_class::{BuildGeometry, built};
 use crate::sys;
 use crate::units::{PageCount, ShardIndex};
