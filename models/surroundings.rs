@@ -220,7 +220,7 @@ pub(crate) mod heap {
         pub(crate) fn purge_parts(&self, _: Unused, _: Range<PageIndex>) -> usize {
             0
         }
-        pub(crate) fn pages_in_use(&self) -> PageIndex {
+        pub(crate) fn frontier(&self) -> PageIndex {
             PageIndex(0)
         }
     }

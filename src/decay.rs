@@ -114,7 +114,7 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
     }
     let purged = heap.purge_free_pages(Unused::Idle, MOST_BYTES);
     let wait = if purged < MOST_BYTES {
-        let (end, from) = (heap.pages_in_use(), PageIndex(NEXT_PAGE.load(Relaxed)));
+        let (end, from) = (heap.frontier(), PageIndex(NEXT_PAGE.load(Relaxed)));
         let to = from.plus(MOST_PAGES).min(end);
         heap.purge_parts(Unused::Idle, from.min(end)..to);
         NEXT_PAGE.store(if to == end { 0 } else { to.0 }, Relaxed);
@@ -145,7 +145,7 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
 /// What the background thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
 pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
     let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
-        + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.pages_in_use());
+        + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.frontier());
     begin_period(heap);
     let taken = thread_cache::take_from_all(heap, Unused::Idle);
     let idle = if purged + taken == 0 { idle + 1 } else { 0 };

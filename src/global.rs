@@ -410,25 +410,37 @@ impl PageAllocator {
         let sampled = profile::forget_run(address);
         if class == ClassIndex::NONE || sampled {
             // A sampled run may have the layout of a block.
-            heap.dealloc_run(address, if sampled { None } else { Some(layout) });
-            thread_cache::give_up_blocks(heap);
-            return decay::tick_freed(heap);
+            return dealloc_run(heap, address, if sampled { None } else { Some(layout) });
         }
-        let tag = heap.tag_for_free(address, class);
-        if tag.shard().is_sampled() {
-            return profile::free_block(heap, class, address);
-        }
-        match thread_cache::current_or_made(heap, Some(tag.shard())) {
-            Some(cache) => cache.dealloc_slow(heap, tag, address),
-            None => thread_cache::put(heap, class, address),
-        }
+        dealloc_tagged(heap, heap.tag_for_free(address, class), address);
     }
+}
+
+/// Frees the block at `address`, in a page of that tag, which no stack has taken yet.
+#[inline]
+pub(crate) fn dealloc_tagged(heap: &'static Heap<BuildGeometry>, tag: Tag, address: usize) {
+    if tag.shard().is_sampled() {
+        return profile::free_block(heap, tag.class(), address);
+    }
+    match thread_cache::current_or_made(heap, Some(tag.shard())) {
+        Some(cache) => cache.dealloc_slow(heap, tag, address),
+        None => thread_cache::dealloc_uncached(heap, tag.class(), address),
+    }
+}
+
+/// Frees the run at `address`, of which no sample is kept any more; with `layout`, only if that is what it was allocated
+/// with. Then does what is due on a slow path.
+#[inline]
+pub(crate) fn dealloc_run(heap: &Heap<BuildGeometry>, address: usize, layout: Option<Layout>) {
+    heap.dealloc_run(address, layout);
+    thread_cache::give_up_blocks(heap);
+    decay::tick_freed(heap);
 }
 
 /// [`Heap::resize`], within the limits of the run's component, with the profile told of it. A guarded block moves.
 #[inline]
 fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) -> Option<*mut u8> {
-    if heap.table().page_of(address).is_none() && guarded::holds(address) {
+    if guarded::is_guarded(heap, address) {
         return None;
     }
     if BuildGeometry.class_of(old) != ClassIndex::NONE || BuildGeometry.class_of(new) != ClassIndex::NONE {
@@ -469,7 +481,7 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
         }
         class => match thread_cache::current_or_made(heap, None) {
             Some(cache) => component::within_limits(heap, || cache.alloc_slow(heap, class)),
-            None => thread_cache::take(heap, Tag::new(ShardIndex(0), class)),
+            None => thread_cache::alloc_uncached(heap, Tag::new(ShardIndex(0), class)),
         },
     }
 }

@@ -163,6 +163,12 @@ pub(crate) fn holds(address: usize) -> bool {
     start != 0 && address.wrapping_sub(start) < SLOTS * stride()
 }
 
+/// Whether `address` is one of a guarded block's, which is in no page of `heap`.
+#[inline]
+pub(crate) fn is_guarded(heap: &Heap<BuildGeometry>, address: usize) -> bool {
+    heap.table().page_of(address).is_none() && holds(address)
+}
+
 /// The slot that an address of the pool lies in, or right behind; and where that begins.
 fn slot_of(address: usize) -> (&'static Record, usize) {
     let start = START.load(Relaxed);

@@ -6,7 +6,7 @@
 //! | every block has a byte that says whether the program holds it: a block freed twice, by a pointer into its middle, or resized after it was freed, is seen at the call | [`HELD`] |
 //! | freed blocks are filled with zeros, the first [`FILLED`] bytes of each or all, and must hold nothing else when they are handed out | [`wipe`], [`hand_out`] |
 //! | a block that was freed, or is of a fresh page, waits among others, of which a random one is handed out | `ThreadCache::pop` |
-//! | pages that cannot be touched lie around every run, and between groups of Divided pages; a freed run waits before its pages are used again | `heap/guards.rs` |
+//! | pages that cannot be touched lie around every run, and between groups of Divided pages; a freed run waits before its pages are used again | `heap/guards.rs`, `heap/quarantine.rs` |
 
 use crate::fault;
 use crate::heap::Heap;

@@ -17,6 +17,11 @@ mod options;
 #[cfg(feature = "os")]
 mod process;
 mod purge;
+#[cfg(feature = "hardened")]
+mod quarantine;
+#[cfg(not(feature = "hardened"))]
+#[path = "heap/quarantine/off.rs"]
+mod quarantine;
 
 pub use options::{HeapError, HeapOptions};
 #[cfg(feature = "os")]
@@ -25,10 +30,11 @@ pub(crate) use process::LEDGER;
 pub(crate) use purge::Unused;
 
 use crate::arena::{Arena, HUGE_PAGE};
-use crate::ledger::{Ledger, MOST_COMPONENTS};
+use crate::ledger::Ledger;
 use crate::lock::{Guard, Lock};
 use crate::page_table::{Bin, Census, PageState, PageTable, Tag, Violation};
 use crate::runs::Runs;
+use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{CustomGeometry, Geometry, built::SHARDS};
 use crate::sys;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
@@ -116,7 +122,7 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     moved: AtomicUsize,
     arena: Arena,
     /// The mapping that holds the table and the bins.
-    tables: Mapping,
+    tables: TableMemory,
 }
 
 // SAFETY: the bins are reached through their locks, and lie in memory that the heap owns.
@@ -138,31 +144,31 @@ pub(crate) fn room_for<G: Geometry>(geometry: G, layout: Layout) -> Option<usize
 
 /// Memory of the tables, from the OS, reserved and zeroed where it is committed, unmapped when dropped; or given, all of
 /// it there, and left alone.
-struct Mapping {
+struct TableMemory {
     start: NonNull<u8>,
     bytes: usize,
     given: bool,
 }
 
-impl Mapping {
-    fn reserve(bytes: usize) -> Option<Mapping> {
+impl TableMemory {
+    fn reserve(bytes: usize) -> Option<TableMemory> {
         let bytes = bytes.next_multiple_of(sys::page_size());
-        let mapping = Mapping { start: sys::reserve(bytes)?, bytes, given: false };
+        let memory = TableMemory { start: sys::reserve(bytes)?, bytes, given: false };
         // SAFETY: the mapping is new.
-        unsafe { sys::advise_huge(mapping.start, bytes, false) };
-        Some(mapping)
+        unsafe { sys::advise_huge(memory.start, bytes, false) };
+        Some(memory)
     }
 
     /// Has a range be there, in whole OS pages. False if the system refuses.
     fn commit(&self, range: Range<usize>) -> bool {
         let start = range.start & !(sys::page_size() - 1);
         let end = range.end.next_multiple_of(sys::page_size());
-        // SAFETY: the range is within the mapping; what is committed of it stays as it is.
+        // SAFETY: the range is within the memory; what is committed of it stays as it is.
         self.given || start >= end || unsafe { sys::commit(self.start.add(start), end - start) }
     }
 }
 
-impl Drop for Mapping {
+impl Drop for TableMemory {
     fn drop(&mut self) {
         if !self.given {
             // SAFETY: the mapping is the owner's alone, who is gone.
@@ -199,7 +205,7 @@ impl<G: Geometry> Heap<G> {
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
         let arena = Arena::reserve(bytes, align, huge_pages)?;
         let all_shards = shards + ledger.map_or(0, |_| MOST_COMPONENTS);
-        let tables = Mapping::reserve(Self::bytes_of_tables(geometry, pages, all_shards))?;
+        let tables = TableMemory::reserve(Self::bytes_of_tables(geometry, pages, all_shards))?;
         let [short, long] = PageTable::bitmaps_in_storage(geometry, pages, 0..bitmaps_for(0, pages));
         let bins = bytes_of_table(geometry, pages)..tables.bytes;
         // In one piece they are one mapping, where these are short.
@@ -238,7 +244,7 @@ impl<G: Geometry> Heap<G> {
         pages: PageCount,
         shards: usize,
         arena: Arena,
-        tables: Mapping,
+        tables: TableMemory,
     ) -> Heap<G> {
         let base = arena.start().addr().get();
         // SAFETY: the tables are zeroed, long enough, aligned, and live as long as the heap. Each class and shard has
@@ -539,12 +545,12 @@ impl<G: Geometry> Heap<G> {
 
     /// Bytes of the arena that are committed: the system may back them with memory.
     pub fn committed_bytes(&self) -> usize {
-        self.runs().frontier().get() << self.geometry().page_shift()
+        self.frontier().get() << self.geometry().page_shift()
     }
 
     /// Bytes of the page table for the committed pages, and of the bins.
     pub(crate) fn table_bytes(&self) -> usize {
-        let frontier = self.runs().frontier();
+        let frontier = self.frontier();
         let shards = self.shards_in_use() + self.shards.saturating_sub(SHARDS);
         let bins = (shards + self.components().count()) * self.geometry().class_count();
         PageTable::storage(self.geometry(), PageCount(frontier.0)) + bins * size_of::<LockedBin>()
@@ -552,7 +558,7 @@ impl<G: Geometry> Heap<G> {
 
     /// Where the page table for the committed pages is, and the bins: start and length in bytes, upward.
     pub(crate) fn tables_in_use(&self) -> [(usize, usize); 5] {
-        let frontier = self.runs().frontier();
+        let frontier = self.frontier();
         let [headers, indices, short_bitmaps, long_bitmaps] = self.table.storage_in_use(frontier);
         let shards = self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS);
         let bins = shards * self.geometry().class_count() * size_of::<LockedBin>();

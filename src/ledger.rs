@@ -6,18 +6,11 @@
 //! that the blocks come from are locked: who has locked all sees sums that agree with the page table.
 
 use crate::lock::{Guard, Lock};
-use crate::size_class::built::SHARDS;
-use crate::units::{ComponentIndex, ShardIndex};
+use crate::shards::MOST_COMPONENTS;
+use crate::units::ComponentIndex;
 use core::mem;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-
-/// Shards of the process heap that are no component's: those that threads are spread over, and with the feature `profile`
-/// that of sampled blocks.
-pub(crate) const SHARED_SHARDS: usize = SHARDS + cfg!(feature = "profile") as usize;
-
-/// Components there can be: each has a shard of pages to itself, beyond the others.
-pub(crate) const MOST_COMPONENTS: usize = u8::MAX as usize + 1 - SHARED_SHARDS;
 
 /// What is called when a component exceeds its soft limit.
 ///
@@ -99,20 +92,20 @@ impl Account {
         }
     }
 
-    /// Takes `count` pieces of `bytes` bytes, or as many of them as the limit leaves. Returns how many. What of them is
-    /// not used is given back, and then the account [settled](Self::settle).
-    pub(crate) fn take(&self, count: usize, bytes: usize) -> usize {
+    /// Charges it with `count` pieces of `bytes` bytes, or as many of them as the limit leaves. Returns how many. What of them
+    /// is not used is credited, and then the account [settled](Self::settle).
+    pub(crate) fn charge(&self, count: usize, bytes: usize) -> usize {
         let limit = self.limit.get();
         let granted = |held: usize| count.min(limit.saturating_sub(held) / bytes);
-        let taken = self.held.fetch_update(Relaxed, Relaxed, |held| Some(held + granted(held) * bytes));
-        let (Ok(before) | Err(before)) = taken;
+        let charged = self.held.fetch_update(Relaxed, Relaxed, |held| Some(held + granted(held) * bytes));
+        let (Ok(before) | Err(before)) = charged;
         if granted(before) < count {
             self.refusals.fetch_add(1, Relaxed);
         }
         granted(before)
     }
 
-    /// Notes what is held after something was taken.
+    /// Notes what is held after it was charged.
     pub(crate) fn settle(&self) {
         let held = self.held();
         if held > self.peak() {
@@ -123,8 +116,8 @@ impl Account {
         }
     }
 
-    /// Gives `bytes` bytes back.
-    pub(crate) fn give_back(&self, bytes: usize) {
+    /// Credits it with `bytes` bytes, which are not held any more.
+    pub(crate) fn credit(&self, bytes: usize) {
         let held = self.held.fetch_sub(bytes, Relaxed) - bytes;
         if held <= self.soft_limit() && self.state.load(Relaxed) != WITHIN {
             self.state.store(WITHIN, Relaxed);
@@ -249,62 +242,25 @@ impl Ledger {
     }
 }
 
-impl ComponentIndex {
-    /// The shard of the component's pages; for none, the first of the threads'.
-    #[inline]
-    pub(crate) fn shard(self) -> ShardIndex {
-        ShardIndex(if self == ComponentIndex::NONE { 0 } else { SHARED_SHARDS as u8 - 1 + self.0 })
-    }
-}
-
-impl ShardIndex {
-    /// The shard of the blocks that the profile samples. No thread's cache serves it.
-    pub(crate) const SAMPLED: ShardIndex = ShardIndex(SHARDS as u8);
-
-    /// Whether the shard is that of sampled blocks.
-    #[inline(always)]
-    pub(crate) fn is_sampled(self) -> bool {
-        cfg!(feature = "profile") && self == ShardIndex::SAMPLED
-    }
-
-    /// The component whose pages are in this shard of the process heap.
-    #[inline]
-    pub(crate) fn component(self) -> ComponentIndex {
-        ComponentIndex(self.0.saturating_sub(SHARED_SHARDS as u8 - 1))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn shards_and_components_lead_to_each_other() {
-        for shard in 0..=u8::MAX {
-            let component = ShardIndex(shard).component();
-            assert_eq!(component == ComponentIndex::NONE, (shard as usize) < SHARED_SHARDS);
-            if component != ComponentIndex::NONE {
-                assert_eq!(component.shard(), ShardIndex(shard));
-                assert!((component.0 as usize) <= MOST_COMPONENTS);
-            }
-        }
-    }
-
-    #[test]
     fn an_account_grants_whole_pieces_up_to_its_limit() {
         let account = Account::new();
         account.set_limit(1000);
-        assert_eq!(account.take(3, 300), 3);
-        assert_eq!(account.take(2, 60), 1);
+        assert_eq!(account.charge(3, 300), 3);
+        assert_eq!(account.charge(2, 60), 1);
         account.settle();
         assert_eq!((account.held(), account.refusals(), account.peak()), (960, 1, 960));
-        assert_eq!(account.take(1, 41), 0);
-        account.give_back(900);
-        assert_eq!(account.take(1, 940), 1);
+        assert_eq!(account.charge(1, 41), 0);
+        account.credit(900);
+        assert_eq!(account.charge(1, 940), 1);
         account.settle();
         assert_eq!((account.held(), account.peak()), (1000, 1000));
         account.set_limit(10);
-        assert_eq!(account.take(1, 1), 0);
+        assert_eq!(account.charge(1, 1), 0);
     }
 
     #[test]
@@ -315,8 +271,8 @@ mod tests {
             let mut told = 0;
             // What a listener does is not told in turn.
             account.tell(|_| {
-                account.give_back(account.held());
-                assert_eq!(account.take(1, 101), 1);
+                account.credit(account.held());
+                assert_eq!(account.charge(1, 101), 1);
                 account.settle();
                 account.tell(|_| told += 100);
                 told += 1;
@@ -324,17 +280,17 @@ mod tests {
             told
         };
         for (bytes, expected) in [(100, 0), (1, 1), (50, 0)] {
-            assert_eq!(account.take(1, bytes), 1);
+            assert_eq!(account.charge(1, bytes), 1);
             account.settle();
             assert_eq!(told(), expected, "after {bytes} more");
         }
-        account.give_back(51);
+        account.credit(51);
         // More than is used in the end does not count.
-        assert_eq!(account.take(2, 1), 2);
-        account.give_back(2);
+        assert_eq!(account.charge(2, 1), 2);
+        account.credit(2);
         account.settle();
         assert_eq!(told(), 0);
-        assert_eq!(account.take(1, 1), 1);
+        assert_eq!(account.charge(1, 1), 1);
         account.settle();
         assert_eq!((told(), told()), (1, 0));
     }

@@ -50,7 +50,7 @@
 //! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)
 //! decay.rs          when memory goes back                                    heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
-//! guarded.rs        a few blocks that trap when they are misused
+//! guarded.rs        a few blocks that trap when they are misused             shards.rs         which shard is whose
 //! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may
 //! allocator.rs      heaps for collections                                    global_heap.rs    over given memory
 //! stats.rs          the resident size in parts; residency.rs, summary.rs     dump, json, html  the heap in words and pictures
@@ -159,7 +159,7 @@
 //! which both imply: all that needs an operating system; without it there are heaps over given memory only
 //! ([`GlobalHeap`], [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`: misuse
 //! is seen at the call, freed blocks are wiped and checked, what is handed out is random, pages that cannot be touched
-//! lie around every run and between groups of Divided pages, and freed runs wait (`heap/guards.rs`). `profile`: a sampled profile of what is live.
+//! lie around every run and between groups of Divided pages, and freed runs wait (`heap/guards.rs`, `heap/quarantine.rs`). `profile`: a sampled profile of what is live.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
@@ -218,6 +218,7 @@ mod report;
 #[cfg(feature = "os")]
 mod residency;
 pub mod runs;
+mod shards;
 pub mod size_class;
 #[cfg(feature = "os")]
 mod snapshot;

@@ -52,10 +52,12 @@
 mod bin;
 mod check;
 mod divided;
+mod multi;
 
 pub use bin::Bin;
 pub use check::{Census, Violation};
 pub use divided::DividedPage;
+pub(crate) use multi::Mapping;
 
 use bin::Link;
 
@@ -63,7 +65,6 @@ use crate::runs::{Runs, Summary, Word};
 use crate::size_class::{GRANULE, Geometry};
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
 use core::fmt;
-use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, Ordering};
@@ -126,18 +127,6 @@ enum State {
     Waiting,
 }
 
-/// How the memory of a Multi run is mapped, where that is not as in the rest of the arena.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub(crate) enum Mapping {
-    /// As the rest.
-    Usual = 0,
-    /// With huge pages where there are none otherwise, or without where there are.
-    Advised,
-    /// It was moved here from elsewhere, and the system keeps it apart.
-    Moved,
-}
-
 /// What the table knows about one page beside its bitmap. All zeros for a Free page and for a Multi tail.
 #[derive(Debug)]
 #[repr(C)]
@@ -147,7 +136,7 @@ struct Header {
     owner: ComponentIndex,
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
     list: u8,
-    /// Divided: whether blocks were taken or put since [`DividedPage::rest`] last looked. Multi head: whether the run was
+    /// Divided: whether blocks were taken or put since [`DividedPage::was_idle`] last looked. Multi head: whether the run was
     /// made or resized since [`PageTable::unused_multi_tail`] last did.
     busy: bool,
     /// Multi head: how the run is mapped.
@@ -300,7 +289,7 @@ struct Sections {
 
 impl Sections {
     fn new(capacity: PageCount, bitmaps: Words) -> Sections {
-        let (words, nodes) = Runs::storage(capacity);
+        let (words, nodes) = Runs::words_and_summaries(capacity);
         let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
@@ -349,7 +338,7 @@ impl<G: Geometry> PageTable<G> {
     ) -> (PageTable<G>, Runs<'static>) {
         let bitmaps = Words::new(geometry);
         let sections = Sections::new(capacity, bitmaps);
-        let (words, nodes) = Runs::storage(capacity);
+        let (words, nodes) = Runs::words_and_summaries(capacity);
         // SAFETY: the sections lie within the storage, do not overlap, are aligned, and zeros are a valid value of
         // what each holds.
         unsafe {
@@ -483,176 +472,6 @@ impl<G: Geometry> PageTable<G> {
         self.geometry.capacity(tag.class())
     }
 
-    /// Makes `count` free pages from `start` on one Multi run, which is asked for as a whole.
-    pub fn claim_multi(&self, runs: &mut Runs, start: PageIndex, count: PageCount) {
-        runs.claim(start, count);
-        // SAFETY: the page was free, so its header belongs to the holder of `runs`.
-        let header = unsafe { &mut *self.header(start) };
-        debug_assert_eq!(header.state, State::None);
-        (header.state, header.run) = (State::MultiHead, count);
-    }
-
-    /// Length of the Multi run that begins at `head`.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub fn multi_run(&self, runs: &Runs, head: PageIndex) -> Result<PageCount, Misuse> {
-        if runs.is_free(head) {
-            return Err(Misuse::FreePage);
-        }
-        if self.tag(head).is_divided() {
-            return Err(Misuse::WrongLayout);
-        }
-        // SAFETY: the page is part of a Multi run, so its header belongs to the holder of `runs`.
-        let header = unsafe { &*self.header(head) };
-        match header.state {
-            State::MultiHead => Ok(header.run),
-            State::Guard | State::Waiting => Err(Misuse::FreePage),
-            _ => Err(Misuse::NotAtStart),
-        }
-    }
-
-    /// Makes a free page a guard.
-    pub fn claim_guard(&self, runs: &mut Runs, page: PageIndex) {
-        runs.claim(page, PageCount(1));
-        // SAFETY: the page was free, so its header belongs to the holder of `runs`.
-        unsafe { (*self.header(page)).state = State::Guard };
-    }
-
-    /// Makes a guard Free.
-    pub fn release_guard(&self, runs: &mut Runs, page: PageIndex) {
-        debug_assert!(self.is_guard(runs, page));
-        // SAFETY: the header of a guard belongs to the holder of `runs`.
-        unsafe { (*self.header(page)).state = State::None };
-        runs.release(page, PageCount(1));
-    }
-
-    /// Whether `page` is a guard.
-    pub fn is_guard(&self, _: &Runs, page: PageIndex) -> bool {
-        // SAFETY: the page is not Divided, and does not become so, so its header belongs to the holder of `runs`.
-        !self.tag(page).is_divided() && unsafe { (*self.header(page)).state } == State::Guard
-    }
-
-    /// Has the Multi run at `head`, mapped as usual, wait: it is nobody's, and not free yet.
-    pub fn retire_multi(&self, runs: &mut Runs, head: PageIndex) {
-        debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
-        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
-        let header = unsafe { &mut *self.header(head) };
-        (header.owner, header.tail) = (ComponentIndex::NONE, 0);
-        let run = header.run;
-        self.set_states(runs, head, run, State::Waiting);
-    }
-
-    /// Undoes [`retire_multi`](Self::retire_multi).
-    pub fn revive_multi(&self, runs: &mut Runs, head: PageIndex) {
-        // SAFETY: the page begins a run that waits, so its header belongs to the holder of `runs`.
-        let header = unsafe { &*self.header(head) };
-        debug_assert_eq!(header.state, State::Waiting);
-        let run = header.run;
-        self.set_states(runs, head, run, State::None);
-        // SAFETY: as above.
-        unsafe { (*self.header(head)).state = State::MultiHead };
-    }
-
-    /// Sets the states of all pages of a run.
-    fn set_states(&self, _: &mut Runs, head: PageIndex, run: PageCount, state: State) {
-        for page in (head.0..head.plus(run).0).map(PageIndex) {
-            // SAFETY: the page is part of a Multi run, so its header belongs to the holder of `runs`.
-            unsafe { (*self.header(page)).state = state };
-        }
-    }
-
-    /// Bytes at the end of the Multi run that begins at `head` that nobody asked for.
-    pub fn multi_tail(&self, runs: &Runs, head: PageIndex) -> usize {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
-        unsafe { (*self.header(head)).tail as usize }
-    }
-
-    /// Notes that so many bytes at the end of the Multi run that begins at `head`, less than a page, are not asked for.
-    pub fn set_multi_tail(&self, runs: &mut Runs, head: PageIndex, bytes: usize) {
-        debug_assert!(self.multi_run(runs, head).is_ok() && bytes < self.geometry.page_size());
-        // SAFETY: as in `multi_tail`.
-        let header = unsafe { &mut *self.header(head) };
-        (header.tail, header.busy, header.blank) = (bytes as u32, true, false);
-    }
-
-    /// Bytes at the end of the Multi run that begins at `head` that nobody asked for and that may have memory; with
-    /// `idle`, none if the run was made or resized since this was last asked. A caller who gives their memory back to the
-    /// system says so by [`multi_tail_purged`](Self::multi_tail_purged).
-    pub(crate) fn unused_multi_tail(&self, runs: &mut Runs, head: PageIndex, idle: bool) -> usize {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: as in `multi_tail`.
-        let header = unsafe { &mut *self.header(head) };
-        let was_busy = mem::replace(&mut header.busy, false);
-        if header.blank || (idle && was_busy) { 0 } else { header.tail as usize }
-    }
-
-    /// Notes that what nobody asked for of the run has no memory, but for a part of an OS page.
-    pub(crate) fn multi_tail_purged(&self, runs: &mut Runs, head: PageIndex) {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: as in `multi_tail`.
-        unsafe { (*self.header(head)).blank = true };
-    }
-
-    /// How the Multi run that begins at `head` is mapped.
-    pub(crate) fn mapping(&self, runs: &Runs, head: PageIndex) -> Mapping {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
-        unsafe { (*self.header(head)).mapping }
-    }
-
-    /// Notes how the Multi run that begins at `head` is mapped; returns what was noted before.
-    pub(crate) fn set_mapping(&self, runs: &mut Runs, head: PageIndex, mapping: Mapping) -> Mapping {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: as in `mapping`.
-        unsafe { mem::replace(&mut (*self.header(head)).mapping, mapping) }
-    }
-
-    /// The component that holds the Multi run at `head`.
-    pub fn owner(&self, runs: &Runs, head: PageIndex) -> ComponentIndex {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
-        unsafe { (*self.header(head)).owner }
-    }
-
-    /// Has `owner` hold the Multi run at `head`, which no component holds when it is claimed.
-    pub fn set_owner(&self, runs: &mut Runs, head: PageIndex, owner: ComponentIndex) {
-        debug_assert!(self.multi_run(runs, head).is_ok());
-        // SAFETY: as in `owner`.
-        unsafe { (*self.header(head)).owner = owner };
-    }
-
-    /// Makes the Multi run of `count` pages that begins at `head`, mapped as usual, Free.
-    pub fn release_multi(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
-        debug_assert_eq!(self.multi_run(runs, head), Ok(count));
-        debug_assert_eq!(self.mapping(runs, head), Mapping::Usual);
-        // SAFETY: the page begins a Multi run, so its header belongs to the holder of `runs`.
-        let header = unsafe { &mut *self.header(head) };
-        (header.state, header.owner) = (State::None, ComponentIndex::NONE);
-        (header.run, header.tail) = (PageCount(0), 0);
-        (header.busy, header.blank) = (false, false);
-        runs.release(head, count);
-    }
-
-    /// Changes the length of the Multi run at `head` from `old` to `new` pages where it stands: gives back its
-    /// tail, or takes the free pages behind it. False if those are not all free.
-    pub fn resize_multi(&self, runs: &mut Runs, head: PageIndex, old: PageCount, new: PageCount) -> bool {
-        debug_assert_eq!(self.multi_run(runs, head), Ok(old));
-        if new < old {
-            runs.release(head.plus(new), PageCount(old.0 - new.0));
-        } else if new > old {
-            let more = PageCount(new.0 - old.0);
-            if runs.free_from(head.plus(old), more) < more {
-                return false;
-            }
-            runs.claim(head.plus(old), more);
-        }
-        // SAFETY: as in `release_multi`.
-        unsafe { (*self.header(head)).run = new };
-        true
-    }
-
     /// Makes the free page `page` a Divided one of `bin`, which is that of `tag`, with no block in use.
     pub fn claim_divided(&self, runs: &mut Runs, bin: &mut Bin, tag: Tag, page: PageIndex) {
         debug_assert!(tag.is_divided());
@@ -766,7 +585,7 @@ mod tests {
             let (mut slots, told) = (vec![0; count], core::cell::RefCell::new(vec![]));
             assert_eq!(divided.take(&mut slots, |blank| told.borrow_mut().extend_from_slice(blank)), count);
             divided.put(&[0, 256, 512, 768]).unwrap();
-            divided.unwritten(unwritten);
+            divided.note_unwritten(unwritten);
             told.into_inner()
         };
         assert_eq!(take(8, &[512, 256]), [1792, 1536, 1280, 1024, 768, 512, 256, 0]);

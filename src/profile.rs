@@ -247,7 +247,7 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
         let class = BuildGeometry.class_of(layout);
         let is_block = class != ClassIndex::NONE && current_component() == ComponentIndex::NONE;
         let sampled = if is_block {
-            thread_cache::take(heap, Tag::new(ShardIndex::SAMPLED, class))
+            thread_cache::alloc_uncached(heap, Tag::new(ShardIndex::SAMPLED, class))
         } else {
             component::run_within_limits(heap, layout, zeroed)
         };
@@ -256,7 +256,7 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
         }
         if !keep(heap, sampled.addr(), layout.size(), interval) {
             if is_block {
-                thread_cache::put(heap, class, sampled.addr());
+                thread_cache::dealloc_uncached(heap, class, sampled.addr());
             } else {
                 heap.dealloc_run(sampled.addr(), None);
             }
@@ -312,7 +312,7 @@ pub(crate) fn forget_run(address: usize) -> bool {
 #[inline(never)]
 pub(crate) fn free_block(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     SAMPLES.lock().remove(None, address);
-    thread_cache::put(heap, class, address);
+    thread_cache::dealloc_uncached(heap, class, address);
     thread_cache::give_up_blocks(heap);
     decay::tick_freed(heap);
 }

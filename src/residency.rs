@@ -96,7 +96,7 @@ pub(crate) struct ResidentSpans<'h, G: Geometry> {
 
 impl<'h, G: Geometry> ResidentSpans<'h, G> {
     pub(crate) fn new(heap: &'h Heap<G>) -> ResidentSpans<'h, G> {
-        let frontier = heap.runs().frontier();
+        let frontier = heap.frontier();
         ResidentSpans { heap, next: PageIndex(0), frontier, residency: Residency::new() }
     }
 

@@ -19,7 +19,7 @@
 //! use page_memory_allocator::runs::{Runs, Summary, Word};
 //! use page_memory_allocator::units::{PageCount, PageIndex};
 //!
-//! let (words, nodes) = Runs::storage(PageCount(1000));
+//! let (words, nodes) = Runs::words_and_summaries(PageCount(1000));
 //! let mut words = vec![Word::default(); words];
 //! let mut summaries = vec![Summary::default(); nodes];
 //! let mut runs = Runs::new(PageCount(1000), &mut words, &mut summaries);
@@ -84,16 +84,16 @@ pub struct Runs<'s> {
 
 impl<'s> Runs<'s> {
     /// Words and summaries that are needed for `capacity` pages.
-    pub fn storage(capacity: PageCount) -> (usize, usize) {
-        (capacity.get().div_ceil(WORD).max(1), 2 * Tree::storage(capacity))
+    pub fn words_and_summaries(capacity: PageCount) -> (usize, usize) {
+        (capacity.get().div_ceil(WORD).max(1), 2 * Tree::summaries(capacity))
     }
 
     /// An index of up to `capacity` pages, none of them added yet.
     ///
-    /// The slices are zeroed and as long as [`storage`](Self::storage) says.
+    /// The slices are zeroed and as long as [`words_and_summaries`](Self::words_and_summaries) says.
     pub fn new(capacity: PageCount, words: &'s mut [Word], summaries: &'s mut [Summary]) -> Runs<'s> {
-        debug_assert_eq!((words.len(), summaries.len()), Self::storage(capacity));
-        let (dense, sparse) = summaries.split_at_mut(Tree::storage(capacity));
+        debug_assert_eq!((words.len(), summaries.len()), Self::words_and_summaries(capacity));
+        let (dense, sparse) = summaries.split_at_mut(Tree::summaries(capacity));
         Runs {
             words,
             dense: Tree::new(capacity, dense),
@@ -265,15 +265,13 @@ impl<'s> Runs<'s> {
 
     /// Free pages that may hold something other than zeros: they may have memory.
     pub fn dirty_free_pages(&self) -> PageCount {
-        let words = self.frontier.get().div_ceil(WORD);
-        let pages = (0..words).map(|word| self.words[word].free_and_dirty().count_ones());
+        let pages = (0..self.words_in_use()).map(|word| self.words[word].free_and_dirty().count_ones());
         PageCount(pages.sum())
     }
 
     /// Begins a new age: pages that are free and dirty are idle until they are claimed.
     pub fn age(&mut self) {
-        let words = self.frontier.get().div_ceil(WORD);
-        for word in 0..words {
+        for word in 0..self.words_in_use() {
             self.words[word].idle = self.words[word].free_and_dirty();
         }
     }
@@ -393,7 +391,7 @@ mod tests {
 
     fn runs(capacity: u32) -> Runs<'static> {
         let capacity = PageCount(capacity);
-        let (words, nodes) = Runs::storage(capacity);
+        let (words, nodes) = Runs::words_and_summaries(capacity);
         Runs::new(capacity, vec![Word::default(); words].leak(), vec![Summary::default(); nodes].leak())
     }
 

@@ -1,7 +1,7 @@
 //! Thread caches: per thread and class a stack of block addresses.
 //!
-//! The [stacks] have the fast paths; the [registry] knows all caches; [lifetime] is about how threads get and leave theirs.
-//! Here is what a cache is, and its slow paths.
+//! The [stacks] have the fast paths; the [registry] knows all caches; [lifetime] is about how threads get and leave theirs,
+//! [size] about how large they may be. Here is what a cache is, and its slow paths.
 //!
 //! A cache serves and takes blocks of one shard's pages, to which it is assigned when it is made; blocks of other
 //! shards that its thread frees wait in stacks of their own until they go home. On the fast path nothing is locked
@@ -25,7 +25,10 @@ mod gate;
 mod idle;
 mod lifetime;
 mod raise;
+#[cfg(feature = "hardened")]
+mod random;
 mod registry;
+mod size;
 mod stacks;
 
 pub(crate) use idle::{take_from_all, take_from_some};
@@ -44,56 +47,20 @@ use crate::metadata;
 use crate::page_table::Tag;
 use crate::profile::Countdown;
 use crate::size_class::built::CLASS_COUNT;
-use crate::size_class::{BuildGeometry, Geometry, SizeClasses, may_begin_at};
+use crate::size_class::{BuildGeometry, Geometry, may_begin_at};
 use crate::tls;
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
 use core::cell::Cell;
 use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compiler_fence};
-#[cfg(feature = "hardened")]
-use fast::FREED;
 use fast::{UNMARKED, mark};
 use gate::Gate;
-use idle::IDLE;
-use registry::{CALLS, share};
-use stacks::{Stacks, classes, put_slots};
+use registry::CALLS;
+use size::{ALIASING_SLOTS, USUAL_BYTES, USUAL_WORDS, most_words};
+use stacks::{Stacks, put_slots};
 use static_assertions::const_assert;
 
-/// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
-const USUAL_BYTES: usize = 64 << 10;
-/// The same for a stack of blocks for other shards: a thread that only takes over and frees what others allocate fills
-/// them all, and has no use for what is in them.
-const REMOTE_BYTES: usize = 8 << 10;
-/// The same for a stack of small blocks that was empty since it last overflowed, and overflows again, with [`MOST_WORDS`]:
-/// its thread takes and frees more of them in turn than the stack holds.
-const MOST_BYTES: usize = 1 << 20;
-const SMALL: usize = 1024;
-/// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
-/// class.
-const CACHE_BYTES: usize = 3 << 20;
-/// The first slots of a class are not too many if they are for no more bytes, nor ever for a component.
-const FREE_BYTES: usize = 4 << 10;
-/// Words of a stack, the two at its ends included: powers of two.
-const FIRST_WORDS: usize = 8;
-const LEAST_WORDS: usize = 4;
-const USUAL_WORDS: usize = 512;
-const MOST_WORDS: usize = 2048;
-/// So many slots more than half of a stack go, because half of a large one are a multiple of 4 KiB: processors take the
-/// words that stay, which are copied over that distance, for the ones that they have just written.
-const APART: usize = 16;
-/// Words that a stack of blocks for other shards grows to on account of components.
-const COMPONENT_WORDS: usize = 32;
-/// Of a stack, this part stays behind, so that a block that was freed last is not the next to be handed out.
-#[cfg(feature = "hardened")]
-const LEAST_CHOICE: usize = 4;
-/// The next block is one of so many on top of the stack. More of them would have to be fetched from further away.
-#[cfg(feature = "hardened")]
-const MOST_CHOICE: usize = 16;
-
-const_assert!(LEAST_WORDS <= FIRST_WORDS && FIRST_WORDS <= COMPONENT_WORDS && COMPONENT_WORDS <= USUAL_WORDS);
-const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS < IDLE as usize);
-const_assert!(MOST_WORDS * size_of::<usize>() <= metadata::MOST);
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
 /// One thread's cache. See the [module](self).
@@ -177,7 +144,7 @@ pub(crate) static GONE: Sentinel = SENTINEL;
 pub(crate) static BUSY: Sentinel = SENTINEL;
 
 /// A block from its page without a cache, or null.
-pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
+pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
     let block = heap.alloc_block(tag);
     if !block.is_null() {
         #[cfg(feature = "hardened")]
@@ -189,7 +156,7 @@ pub(crate) fn take(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
 }
 
 /// Gives a block back to its page without a cache.
-pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
+pub(crate) fn dealloc_uncached(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     if !may_begin_at(class, address) {
         heap.refuse_middle(address);
     }
@@ -202,12 +169,6 @@ pub(crate) fn put(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize)
 fn put_taken(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     mark(address);
     heap.put_all(class, slice::from_mut(&mut { address }));
-}
-
-/// The most words a stack of `class` grows to, as it holds no more than so many bytes of blocks, nor more words.
-fn most_words(class: ClassIndex, bytes: usize, words: usize) -> usize {
-    let slots = bytes / SizeClasses::BUILD.block(class);
-    (1 << (slots + 2).ilog2()).clamp(LEAST_WORDS, words)
 }
 
 /// The calling thread's cache, or a sentinel.
@@ -231,6 +192,20 @@ pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
 }
 
 impl ThreadCache {
+    /// Does `work` on the calling thread's cache while nobody takes anything from it, and all bottoms are where the words of
+    /// their stacks begin. Who interrupts it finds no cache.
+    #[inline]
+    fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
+        apart(|| {
+            let _inside = self.gate.enter();
+            if self.raised.replace(false) {
+                self.local.lower();
+                self.remote.lower();
+            }
+            work()
+        })
+    }
+
     /// A block of `class`, or null if the stack is empty.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
@@ -238,58 +213,10 @@ impl ThreadCache {
         self.local.pop(class)
     }
 
-    /// A block of `class`, or null if its stack has none to give.
-    #[cfg(feature = "hardened")]
-    #[inline]
-    pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
-        if self.is_sentinel() {
-            return ptr::null_mut();
-        }
-        apart(|| self.gate.try_enter().map(|_inside| self.pop_inside(class))).unwrap_or(ptr::null_mut())
-    }
-
     #[cfg(not(feature = "hardened"))]
     #[inline]
     fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
         self.local.pop(class)
-    }
-
-    /// Any block near the top of the stack, or null if that has too few for it to be hard to guess which.
-    #[cfg(feature = "hardened")]
-    #[inline]
-    fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
-        let (_, words) = self.local.words(class);
-        self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
-    }
-
-    /// A block of `class`, any near the top of the stack, or null if that has no more than `left`.
-    #[cfg(feature = "hardened")]
-    #[inline]
-    fn pop_at_random(&self, class: ClassIndex, left: usize) -> *mut u8 {
-        let (start, top) = (self.local.words(class).0, self.local.top(class));
-        if start.is_null() {
-            return ptr::null_mut();
-        }
-        let slot = top.load(Relaxed);
-        // SAFETY: `top` leads to a slot in use, or to the bottom, which is where the words start; all between are in use.
-        let value = unsafe {
-            let used = slot.offset_from_unsigned(start);
-            if used <= left {
-                return ptr::null_mut();
-            }
-            let chosen = slot.sub(self.random.below(used.min(MOST_CHOICE)));
-            let value = (*chosen).load(Relaxed);
-            (*chosen).store((*slot).load(Relaxed), Relaxed);
-            top.store(slot.sub(1), Relaxed);
-            value
-        };
-        let block = ptr::with_exposed_provenance_mut::<u64>(value & !UNMARKED);
-        // SAFETY: the block is the caller's to be, and no block is shorter.
-        if value & UNMARKED == 0 && unsafe { block.replace(0) } != FREED {
-            hardened::refuse_to_hand_out(block.addr());
-        }
-        hardened::hand_out(self.base, class, block.addr(), value & UNMARKED == 0);
-        block.cast()
     }
 
     /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
@@ -378,7 +305,7 @@ impl ThreadCache {
         let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {
-            return take(heap, tag);
+            return alloc_uncached(heap, tag);
         }
         let batch = used + guarded::before_next(slots.len().div_ceil(2) - used);
         let taken = heap.refill(tag, &mut slots[used..batch], |slots| {
@@ -416,7 +343,7 @@ impl ThreadCache {
         }
         decay::tick_freed(heap);
         self.give_up(heap);
-        if !self.grow(stacks, class, self.most_words(tag)) {
+        if !self.grow(stacks, class, self.bound_on_overflow(tag)) {
             let (slots, used) = stacks.slots(class);
             // The older half goes; what was freed last is warm. Blocks for other shards go all at once, as none of them is
             // handed out here. Where there was no memory for a stack, there is none.
@@ -424,7 +351,7 @@ impl ThreadCache {
                 let going = if tag.shard() != self.shard {
                     used
                 } else {
-                    used.div_ceil(2) + if used >= USUAL_WORDS / 2 { APART } else { 0 }
+                    used.div_ceil(2) + if used >= USUAL_WORDS / 2 { ALIASING_SLOTS } else { 0 }
                 };
                 put_slots(heap, class, &mut slots[..going]);
                 slots.copy_within(going..used, 0);
@@ -434,47 +361,6 @@ impl ThreadCache {
         if !stacks.push(class, address) {
             put_taken(heap, class, address);
         }
-    }
-
-    /// The most words of the stack that a block of `tag` goes to, which overflows: that it does is taken note of. Blocks of
-    /// components that wait to go home are held by them all the while, so they do not wait for many others.
-    fn most_words(&self, tag: Tag) -> usize {
-        let class = tag.class();
-        if tag.shard() != self.shard {
-            let of_component = tag.shard().component() != ComponentIndex::NONE;
-            most_words(class, REMOTE_BYTES, if of_component { COMPONENT_WORDS } else { USUAL_WORDS })
-        } else if self.was_empty[class.get()].replace(false)
-            && SizeClasses::BUILD.block(class) <= SMALL
-            // What is to be guarded is chosen among those that are not in the cache.
-            && guarded::are_off()
-        {
-            most_words(class, MOST_BYTES, MOST_WORDS)
-        } else {
-            most_words(class, USUAL_BYTES, USUAL_WORDS)
-        }
-    }
-
-    /// Doubles the stack of a class, up to `most` words, if the bound of the cache allows.
-    fn grow(&self, stacks: &Stacks, class: ClassIndex, most: usize) -> bool {
-        let (_, old) = stacks.words(class);
-        let new = if old == 0 { FIRST_WORDS.min(most) } else { old * 2 };
-        let more = (new - old) * SizeClasses::BUILD.block(class);
-        if new > most
-            || ((old != 0 || (more > FREE_BYTES && self.component() == ComponentIndex::NONE))
-                && self.slot_bytes.get() + more > self.most_bytes.min(share()))
-            || !stacks.move_to(class, new)
-        {
-            return false;
-        }
-        self.slot_bytes.set(self.slot_bytes.get() + more);
-        debug_assert_eq!(self.slot_bytes.get(), self.bytes_of_slots());
-        true
-    }
-
-    /// What [`slot_bytes`](Self::slot_bytes) is to be; the words at the ends of stacks are counted as slots.
-    fn bytes_of_slots(&self) -> usize {
-        let both = classes().flat_map(|class| [(&self.local, class), (&self.remote, class)]);
-        both.map(|(stacks, class)| stacks.words(class).1 * SizeClasses::BUILD.block(class)).sum()
     }
 
     /// Gives back what others have called for since the last slow path, or what was not used for a whole period.
@@ -495,44 +381,6 @@ impl ThreadCache {
         if self.passes.get() != decay::passes() {
             self.passes.set(decay::passes());
             self.shrink(heap);
-        }
-    }
-
-    /// Empties the stacks that are as full as they were a period ago, which were hardly used meanwhile, and gives
-    /// their words back. If the others have slots for more bytes than the cache may have by now, as there are more
-    /// caches, so it does with those of the largest blocks.
-    #[cold]
-    fn shrink(&self, heap: &Heap<BuildGeometry>) {
-        for stacks in [&self.local, &self.remote] {
-            for class in classes() {
-                let held = stacks.slots(class).1 as u16;
-                let then = stacks.held_then[class.get()].replace(held);
-                // Who has looked from outside has noted what was idle.
-                if then == IDLE || (then == held && self.looked_at.get() != self.passes.get()) {
-                    self.empty(stacks, class, heap);
-                }
-            }
-        }
-        let most = self.most_bytes.min(share());
-        let both = classes().rev().flat_map(|class| [(&self.remote, class), (&self.local, class)]);
-        for (stacks, class) in both {
-            if self.slot_bytes.get() <= most {
-                break;
-            }
-            self.empty(stacks, class, heap);
-        }
-    }
-
-    /// Gives the blocks of a stack back to their pages, and its words.
-    fn empty(&self, stacks: &Stacks, class: ClassIndex, heap: &Heap<BuildGeometry>) {
-        let (slots, used) = stacks.slots(class);
-        if !slots.is_empty() {
-            let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
-            put_slots(heap, class, &mut slots[..used]);
-            stacks.drop_words(class);
-            stacks.held_then[class.get()].set(0);
-            self.slot_bytes.set(self.slot_bytes.get() - bytes);
-            debug_assert_eq!(self.slot_bytes.get(), self.bytes_of_slots());
         }
     }
 

@@ -5,15 +5,14 @@
 //! who have something of their own to do on the slow side, such as setting `errno`.
 
 use crate::component;
-use crate::decay;
 use crate::fault;
-use crate::global::{PageAllocator, alloc_sampled};
+use crate::global::{PageAllocator, alloc_sampled, dealloc_run, dealloc_tagged};
 use crate::guarded;
 use crate::heap::Heap;
 use crate::page_table::Misuse;
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built::LARGEST_CLASS};
-use crate::thread_cache::{self, current};
+use crate::thread_cache::current;
 use crate::units::ClassIndex;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
@@ -217,7 +216,7 @@ impl PageAllocator {
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
         let old_size = usable_size(heap, ptr.addr());
         let resized = match BuildGeometry.class_of(layout) {
-            _ if is_guarded(heap, ptr.addr()) => None,
+            _ if guarded::is_guarded(heap, ptr.addr()) => None,
             ClassIndex::NONE if old_size > LARGEST_CLASS => {
                 component::resize_run_within_limits(heap, ptr.addr(), None, layout, |resized| {
                     profile::resized(ptr.addr(), old_size, resized.addr(), new_size);
@@ -241,14 +240,9 @@ impl PageAllocator {
     }
 }
 
-/// Whether `address` is one of a guarded block's, which is in no page of the heap.
-fn is_guarded(heap: &Heap<BuildGeometry>, address: usize) -> bool {
-    heap.table().page_of(address).is_none() && guarded::holds(address)
-}
-
 /// Bytes that the block at `address` has room for.
 fn usable_size(heap: &Heap<BuildGeometry>, address: usize) -> usize {
-    if is_guarded(heap, address) { guarded::usable_size(address) } else { heap.usable_size(address) }
+    if guarded::is_guarded(heap, address) { guarded::usable_size(address) } else { heap.usable_size(address) }
 }
 
 impl PageAllocator {
@@ -275,15 +269,9 @@ impl PageAllocator {
             None if guarded::holds(address) => guarded::free(address, None),
             None => {
                 profile::forget_run(address);
-                heap.dealloc_run(address, None);
-                thread_cache::give_up_blocks(heap);
-                decay::tick_freed(heap);
+                dealloc_run(heap, address, None);
             }
-            Some(tag) if tag.shard().is_sampled() => profile::free_block(heap, tag.class(), address),
-            Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
-                Some(cache) => cache.dealloc_slow(heap, tag, address),
-                None => thread_cache::put(heap, tag.class(), address),
-            },
+            Some(tag) => dealloc_tagged(heap, tag, address),
         }
     }
 

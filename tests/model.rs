@@ -561,8 +561,8 @@ impl<G: Geometry> TableModel<G> {
         let Page::Divided { tag, live, memory } = &mut self.pages[page.get()] else { unreachable!() };
         let size = self.table.geometry().classes().block(tag.class());
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
-        assert_eq!(divided.rest(), !mem::replace(&mut memory.busy, false));
-        assert!(divided.rest(), "it was asked just before");
+        assert_eq!(divided.was_idle(), !mem::replace(&mut memory.busy, false));
+        assert!(divided.was_idle(), "it was asked just before");
         let in_use = |number: usize| {
             let blocks = number * part / size..((number + 1) * part).div_ceil(size).min(live.len());
             blocks.into_iter().any(|block| live[block])
@@ -571,7 +571,7 @@ impl<G: Geometry> TableModel<G> {
         let unused = stretches(&unused.collect::<Vec<_>>(), part);
         assert_eq!(divided.unused_parts(Self::GRAIN).collect::<Vec<_>>(), unused);
         for &(start, end) in unused.iter().step_by(every) {
-            divided.purged(start, end, Self::GRAIN);
+            divided.note_purged(start, end, Self::GRAIN);
             memory.purged[start / part..end / part].fill(true);
             let sixteenth = self.table.geometry().page_size() / 16;
             memory.unwritten[start / sixteenth..end / sixteenth].fill(true);
@@ -589,7 +589,7 @@ impl<G: Geometry> TableModel<G> {
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
         assert_eq!(divided.put(&addresses), Ok(blocks.len()));
         if !written {
-            divided.unwritten(&addresses[..blocks.len()]);
+            divided.note_unwritten(&addresses[..blocks.len()]);
             let sixteenth = self.table.geometry().page_size() / 16;
             blocks.iter().for_each(|&block| memory.unwritten[block * size / sixteenth] = true);
         }
@@ -811,7 +811,7 @@ fn stretch(bits: &[bool], at: usize) -> usize {
 
 impl RunsModel {
     fn new(capacity: u32) -> RunsModel {
-        let (words, nodes) = Runs::storage(PageCount(capacity));
+        let (words, nodes) = Runs::words_and_summaries(PageCount(capacity));
         let runs = Runs::new(
             PageCount(capacity),
             vec![Word::default(); words].leak(),

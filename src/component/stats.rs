@@ -3,8 +3,8 @@
 use super::LEDGER;
 use crate::global::{PageAllocator, heap};
 use crate::human::Bytes;
-use crate::ledger::MOST_COMPONENTS;
 use crate::page_table::PageState;
+use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{BuildGeometry, Geometry as _};
 use crate::thread_cache;
 use crate::units::{ComponentIndex, PageCount};

@@ -43,7 +43,7 @@ impl Worst {
 
 /// All pages with live blocks in no more than a quarter of their bytes.
 #[derive(Default)]
-struct Sparse {
+struct NearlyEmpty {
     pages: usize,
     live_blocks: usize,
     live_bytes: usize,
@@ -52,14 +52,14 @@ struct Sparse {
 
 pub(super) fn write<G: Geometry>(heap: &Heap<G>, most: usize, out: &mut dyn Write) -> fmt::Result {
     let mut worst = Worst { pages: [None; MOST], most: most.min(MOST) };
-    let mut sparse = Sparse::default();
+    let mut nearly_empty = NearlyEmpty::default();
     for span in ResidentSpans::new(heap) {
         let PageState::Divided { block, live_blocks: live @ 1.., .. } = span.span.state else { continue };
         if live * block <= heap.page_size() / 4 {
-            sparse.pages += 1;
-            sparse.live_blocks += live;
-            sparse.live_bytes += live * block;
-            sparse.resident += span.resident;
+            nearly_empty.pages += 1;
+            nearly_empty.live_blocks += live;
+            nearly_empty.live_bytes += live * block;
+            nearly_empty.resident += span.resident;
         }
         let beside = span.free_resident + span.tail_resident;
         let ResidentSpan { span, resident, .. } = span;
@@ -69,10 +69,10 @@ pub(super) fn write<G: Geometry>(heap: &Heap<G>, most: usize, out: &mut dyn Writ
     writeln!(
         out,
         "In {}, at most a quarter of the bytes are live: {} of {} keep {} resident.",
-        Count(sparse.pages, "page"),
-        Bytes(sparse.live_bytes),
-        Count(sparse.live_blocks, "block"),
-        Bytes(sparse.resident),
+        Count(nearly_empty.pages, "page"),
+        Bytes(nearly_empty.live_bytes),
+        Count(nearly_empty.live_blocks, "block"),
+        Bytes(nearly_empty.resident),
     )?;
     writeln!(
         out,

@@ -1,9 +1,10 @@
 //! The accounts of components: charged for the blocks and runs that leave their pages, and verified against them.
 
 use super::Heap;
-use crate::ledger::{Account, Ledger, MOST_COMPONENTS};
+use crate::ledger::{Account, Ledger};
 use crate::page_table::{Tag, Violation};
 use crate::runs::Runs;
+use crate::shards::MOST_COMPONENTS;
 use crate::size_class::Geometry;
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 
@@ -29,7 +30,7 @@ impl<G: Geometry> Heap<G> {
     /// The most blocks of `tag`, up to `count`, that may be taken; they are charged for. The bin is locked.
     pub(super) fn charge_blocks(&self, tag: Tag, count: usize) -> usize {
         match self.account(self.component_of(tag)) {
-            Some(account) => account.take(count, self.geometry().classes().block(tag.class())),
+            Some(account) => account.charge(count, self.geometry().classes().block(tag.class())),
             None => count,
         }
     }
@@ -44,20 +45,20 @@ impl<G: Geometry> Heap<G> {
     /// Blocks of `tag` were put back, or not taken. The bin is locked.
     pub(super) fn credit_blocks(&self, tag: Tag, count: usize) {
         if let Some(account) = self.account(self.component_of(tag)) {
-            account.give_back(count * self.geometry().classes().block(tag.class()));
+            account.credit(count * self.geometry().classes().block(tag.class()));
         }
     }
 
     /// Whether `owner` may have `count` pages more, for which it is charged. The runs are locked.
     pub(super) fn charge_pages(&self, owner: ComponentIndex, count: PageCount) -> bool {
         let bytes = count.bytes(self.geometry().page_shift());
-        self.account(owner).is_none_or(|account| account.take(1, bytes) == 1)
+        self.account(owner).is_none_or(|account| account.charge(1, bytes) == 1)
     }
 
     /// Pages of a run of `owner` were released, or not claimed. The runs are locked.
     pub(super) fn credit_pages(&self, owner: ComponentIndex, count: PageCount) {
         if let Some(account) = self.account(owner) {
-            account.give_back(count.bytes(self.geometry().page_shift()));
+            account.credit(count.bytes(self.geometry().page_shift()));
         }
     }
 

@@ -125,7 +125,7 @@ impl<G: Geometry> Heap<G> {
             if self.may_use(runs, PageCount(1)) { self.find_to_divide(runs, sparse) } else { None }
         };
         let page = match find(&mut runs) {
-            None if self.release_all_waiting(&mut runs) => find(&mut runs),
+            None if self.empty_quarantine(&mut runs) => find(&mut runs),
             page => page,
         }?;
         self.note_divided(&runs, bin, page);
@@ -171,7 +171,7 @@ impl<G: Geometry> Heap<G> {
             match divided.put(&blocks[at..others]) {
                 Ok(put) => {
                     if !written {
-                        divided.unwritten(&blocks[at..at + put]);
+                        divided.note_unwritten(&blocks[at..at + put]);
                     }
                     at += put;
                 }

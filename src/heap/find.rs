@@ -74,7 +74,7 @@ impl<G: Geometry> Heap<G> {
         }
         let block = self.geometry().classes().block(tag.class());
         block > sys::page_size()
-            && self.may_be_huge(self.pages_in_use())
+            && self.may_be_huge(self.frontier())
             && !bin.expects_whole(|page| {
                 let blocks = self.geometry().capacity(tag.class()) * block;
                 let touched = || resident::bytes_with_memory(self.at(page), self.page_size());

@@ -4,13 +4,13 @@
 //! The tables lie before the pages, or in memory of their own. Given memory may hold anything, so all of its pages
 //! begin dirty: zeroed blocks are written, where those of a reservation are known to be zero.
 
-use super::{Arena, Heap, HeapError, HeapOptions, LockedBin, Mapping};
+use super::{Arena, Heap, HeapError, HeapOptions, LockedBin, TableMemory};
 use crate::size_class::{CustomGeometry, Geometry};
 use crate::units::{PageCount, PageIndex};
 use core::ptr::NonNull;
 
 /// Heaps over given memory have one shard: they have no thread caches.
-const SHARDS: usize = 1;
+const ONE_SHARD: usize = 1;
 
 /// A range of memory.
 type Region = NonNull<[u8]>;
@@ -26,7 +26,7 @@ fn aligned(region: Region, align: usize) -> Option<Region> {
 
 /// Bytes of the tables of a heap of `pages` pages.
 fn tables_of(geometry: CustomGeometry, pages: PageCount) -> usize {
-    Heap::bytes_of_tables(geometry, pages, SHARDS)
+    Heap::bytes_of_tables(geometry, pages, ONE_SHARD)
 }
 
 /// The first of `most` numbers of pages, from the highest down, that fits.
@@ -210,8 +210,8 @@ unsafe fn heap_over(
     let heap = unsafe {
         tables.cast::<u8>().write_bytes(0, bytes);
         let arena = Arena::given(arena.cast(), pages.bytes(geometry.page_shift()));
-        let tables = Mapping { start: tables.cast(), bytes, given: true };
-        Heap::assemble(geometry, pages, SHARDS, arena, tables)
+        let tables = TableMemory { start: tables.cast(), bytes, given: true };
+        Heap::assemble(geometry, pages, ONE_SHARD, arena, tables)
     };
     let mut runs = heap.runs();
     runs.grow(pages);

@@ -1,5 +1,5 @@
 //! Pages that cannot be touched: before and behind every run, and at the end of every group of pages in which one is
-//! Divided. And freed runs, which wait before their pages are used again.
+//! Divided.
 //!
 //! A guard is a page of the process heap that is claimed for it, under the lock of the runs, as long as a neighbour or
 //! its group wants it; two runs share the one between them. The system is told when it becomes a guard, and not told
@@ -11,7 +11,6 @@
 
 use super::Heap;
 use crate::hardened::{self, Cover};
-use crate::lock::Lock;
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::sys;
@@ -23,44 +22,13 @@ const GROUP: u32 = 16;
 /// Guards with mappings of their own: each may cost two.
 const MOST_MAPPED: usize = 4096;
 
-/// Freed runs that wait, and their pages.
-const MOST_WAITING: usize = 32;
-const MOST_WAITING_PAGES: PageCount = PageCount(64);
-/// Longer runs do not wait.
-const LONGEST_WAITING: PageCount = PageCount(16);
-/// A run that is freed is used again after so many others were freed.
-const LEAST_WAITING: usize = 4;
-
 /// Guards in the page table. The runs are locked when it changes.
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 /// Those with mappings of their own, pages that were guards included.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
-/// Locked while the runs are.
-static WAITING: Lock<Waiting> =
-    Lock::new(Waiting { runs: [(PageIndex(0), PageCount(0)); MOST_WAITING], len: 0 });
-
-/// Freed runs, the one that was freed first in front.
-struct Waiting {
-    runs: [(PageIndex, PageCount); MOST_WAITING],
-    len: usize,
-}
-
-impl Waiting {
-    fn remove(&mut self, at: usize) -> (PageIndex, PageCount) {
-        let run = self.runs[at];
-        self.runs.copy_within(at + 1..self.len, at);
-        self.len -= 1;
-        run
-    }
-
-    fn pages(&self) -> usize {
-        self.runs[..self.len].iter().map(|(_, count)| count.get()).sum()
-    }
-}
-
 impl<G: Geometry> Heap<G> {
     /// Whether there are guards.
-    fn has_guards(&self) -> bool {
+    pub(super) fn has_guards(&self) -> bool {
         self.is_process_heap && hardened::is_prepared()
     }
 
@@ -224,81 +192,6 @@ impl<G: Geometry> Heap<G> {
                 }
                 touchable
             })
-    }
-
-    /// Has the run of `count` pages at `head`, which is freed, wait, and releases those that waited longest instead. False
-    /// if it is not to wait. What it holds was `zeroed`, or not.
-    pub(super) fn wait(&self, runs: &mut Runs, head: PageIndex, count: PageCount, zeroed: bool) -> bool {
-        if !self.has_guards() || count > LONGEST_WAITING {
-            return false;
-        }
-        let mut waiting = WAITING.lock();
-        while waiting.len == MOST_WAITING || waiting.pages() + count.get() > MOST_WAITING_PAGES.get() {
-            let (head, count) = waiting.remove(0);
-            self.release_waiting(runs, head, count);
-        }
-        self.table.retire_multi(runs, head);
-        if !zeroed {
-            runs.soil(head, count);
-        }
-        let len = waiting.len;
-        waiting.runs[len] = (head, count);
-        waiting.len += 1;
-        true
-    }
-
-    /// Claims a run of `count` pages that waited long enough, and whose address `align` divides.
-    pub(super) fn take_waiting(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
-        if !self.has_guards() {
-            return None;
-        }
-        let mut waiting = WAITING.lock();
-        let due = waiting.len.saturating_sub(LEAST_WAITING);
-        let fits = |&(head, pages): &(PageIndex, PageCount)| {
-            pages == count && self.table.address_of(head).is_multiple_of(align)
-        };
-        let at = waiting.runs[..due].iter().position(fits)?;
-        let (head, _) = waiting.remove(at);
-        self.table.revive_multi(runs, head);
-        Some(head)
-    }
-
-    /// Releases all runs that wait. False if there are none.
-    pub(super) fn release_all_waiting(&self, runs: &mut Runs) -> bool {
-        if !self.has_guards() {
-            return false;
-        }
-        let mut waiting = WAITING.lock();
-        let any = waiting.len > 0;
-        while waiting.len > 0 {
-            let (head, count) = waiting.remove(0);
-            self.release_waiting(runs, head, count);
-        }
-        any
-    }
-
-    fn release_waiting(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
-        self.table.revive_multi(runs, head);
-        self.table.release_multi(runs, head, count);
-        self.settle_guards(runs, head, count);
-    }
-
-    /// Whether what is freed is to be zeroed.
-    pub(super) fn zeroes_freed(&self) -> bool {
-        self.has_guards() && hardened::zeroes_freed()
-    }
-
-    /// Zeroes pages that their owner gives up. True if their memory went back to the system for that.
-    pub(super) fn zero(&self, start: PageIndex, count: PageCount) -> bool {
-        let (at, bytes) = (self.at(start), count.bytes(self.geometry().page_shift()));
-        // SAFETY: the pages are the caller's, who needs nothing of them.
-        unsafe {
-            let purged = self.has_whole_os_pages() && sys::purge(at, bytes);
-            if !purged {
-                at.write_bytes(0, bytes);
-            }
-            purged
-        }
     }
 }
 

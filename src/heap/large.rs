@@ -26,7 +26,7 @@ const LARGE: usize = 2 * HUGE_PAGE;
 /// Unless more than this part of what they have would be left of their last huge page.
 const WASTED_SHARE: usize = 16;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
-const SPARSE: usize = 16 << 20;
+const LARGE_ZEROED: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
 /// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost two
@@ -91,7 +91,7 @@ impl<G: Geometry> Heap<G> {
         let shift = self.geometry().page_shift();
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
         // of them: a table that is to fill up some day.
-        let least_advised = if zeroed { SPARSE } else { LARGE };
+        let least_advised = if zeroed { LARGE_ZEROED } else { LARGE };
         let Some((runs, start, count)) = self.claim_run(owner, layout, least_advised) else {
             return ptr::null_mut();
         };
@@ -122,7 +122,7 @@ impl<G: Geometry> Heap<G> {
     /// The range is committed, and the caller's.
     unsafe fn fill_with_zeros(&self, start: usize, bytes: usize) {
         let window = resident::WINDOW * sys::page_size();
-        let may_give_back = bytes >= SPARSE && self.has_whole_os_pages();
+        let may_give_back = bytes >= LARGE_ZEROED && self.has_whole_os_pages();
         for at in (start..start + bytes).step_by(window) {
             let len = window.min(start + bytes - at);
             // SAFETY: as the caller says; the range begins with a page, in the arena.
@@ -170,16 +170,16 @@ impl<G: Geometry> Heap<G> {
     ) -> Result<(Guard<'_, Runs<'static>>, PageIndex), Lack> {
         let mut runs = self.runs();
         let may_use =
-            self.may_use(&runs, count) || (self.release_all_waiting(&mut runs) && self.may_use(&runs, count));
+            self.may_use(&runs, count) || (self.empty_quarantine(&mut runs) && self.may_use(&runs, count));
         if !may_use {
             return Err(Lack::OfPages);
         }
         if !self.charge_pages(owner, count) {
             return Err(Lack::OfAllowance);
         }
-        let claimed = match self.take_waiting(&mut runs, count, layout.align()) {
+        let claimed = match self.take_from_quarantine(&mut runs, count, layout.align()) {
             None => self.claim_anew(&mut runs, count, layout, least_aligned),
-            waited => waited,
+            quarantined => quarantined,
         };
         let Some(start) = claimed else {
             self.credit_pages(owner, count);
@@ -210,7 +210,7 @@ impl<G: Geometry> Heap<G> {
             at_huge_page.or_else(|| self.find_guarded(runs, count, layout.align()))
         };
         let start = match find(runs) {
-            None if self.release_all_waiting(runs) => find(runs),
+            None if self.empty_quarantine(runs) => find(runs),
             start => start,
         }?;
         self.table.claim_multi(runs, start, count);
@@ -289,27 +289,48 @@ impl<G: Geometry> Heap<G> {
         self.free_run(runs, head, count);
     }
 
-    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+    fn free_run<'h>(&'h self, runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
         let mapping = self.table.mapping(&runs, head);
-        let mut blank = mapping == Mapping::Moved;
-        if mapping != Mapping::Usual || self.zeroes_freed() {
-            drop(runs);
-            if !self.map_as_usual(head, count, mapping) {
-                // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
-                self.table.set_multi_tail(&mut self.runs(), head, 0);
-                return;
-            }
-            blank |= self.zeroes_freed() && self.zero(head, count);
-            runs = self.expect_run(self.table.address_of(head), None).0;
-            if mapping != Mapping::Usual {
-                self.mapped(mapping).fetch_sub(1, Relaxed);
-                self.table.set_mapping(&mut runs, head, Mapping::Usual);
-            }
+        let (mut runs, blank) = self.give_up_pages(runs, head, head, count);
+        let Some(blank) = blank else {
+            // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
+            self.table.set_multi_tail(&mut runs, head, 0);
+            return;
+        };
+        if mapping != Mapping::Usual {
+            self.mapped(mapping).fetch_sub(1, Relaxed);
+            self.table.set_mapping(&mut runs, head, Mapping::Usual);
         }
         self.credit_pages(self.table.owner(&runs, head), count);
-        if !self.wait(&mut runs, head, count, blank) {
+        if !self.quarantine(&mut runs, head, count, blank) {
             self.release_run(&mut runs, head, count, blank);
         }
+    }
+
+    /// Has `count` pages from `start` on, the run at `head` or its end, which its owner gives up, mapped as their neighbours
+    /// are, and zeroed if what is freed is to be. Returns whether they have no memory by then; `None` if the system refuses:
+    /// then they are not to be used.
+    ///
+    /// The system may take its time, so others have the lock meanwhile. They do not change the run: the table says that its
+    /// pages are in use, so nobody is given one of them, and to free or resize it is its owner's, who is here. If somebody
+    /// else frees it, too, there is no run when the lock is taken again, and the process ends.
+    fn give_up_pages<'h>(
+        &'h self,
+        runs: Guard<'h, Runs<'static>>,
+        head: PageIndex,
+        start: PageIndex,
+        count: PageCount,
+    ) -> (Guard<'h, Runs<'static>>, Option<bool>) {
+        let mapping = self.table.mapping(&runs, head);
+        if mapping == Mapping::Usual && !self.zeroes_freed() {
+            return (runs, Some(false));
+        }
+        drop(runs);
+        let blank = self.map_as_usual(start, count, mapping).then(|| {
+            let purged = self.zeroes_freed() && self.zero(start, count);
+            purged || mapping == Mapping::Moved
+        });
+        (self.expect_run(self.table.address_of(head), None).0, blank)
     }
 
     /// Makes a run Free, which nobody is charged for any more. If it is `blank`, it has no memory.
@@ -369,28 +390,20 @@ impl<G: Geometry> Heap<G> {
 
     fn shrink_run<'h>(
         &'h self,
-        mut runs: Guard<'h, Runs<'static>>,
+        runs: Guard<'h, Runs<'static>>,
         head: PageIndex,
         count: PageCount,
         new_count: PageCount,
     ) -> Guard<'h, Runs<'static>> {
         let (tail, tail_count) = (head.plus(new_count), PageCount(count.0 - new_count.0));
-        let mapping = self.table.mapping(&runs, head);
-        let mut blank = mapping == Mapping::Moved;
-        let usable = (mapping == Mapping::Usual && !self.zeroes_freed()) || {
-            drop(runs);
-            let usable = self.map_as_usual(tail, tail_count, mapping);
-            blank |= usable && self.zeroes_freed() && self.zero(tail, tail_count);
-            runs = self.expect_run(self.table.address_of(head), None).0;
-            usable
-        };
+        let (mut runs, blank) = self.give_up_pages(runs, head, tail, tail_count);
         self.table.resize_multi(&mut runs, head, count, new_count);
         self.credit_pages(self.table.owner(&runs, head), tail_count);
-        if !usable {
+        match blank {
+            Some(true) => runs.clean(tail, tail_count),
+            Some(false) => {}
             // A run of its own, and nobody's.
-            self.table.claim_multi(&mut runs, tail, tail_count);
-        } else if blank {
-            runs.clean(tail, tail_count);
+            None => self.table.claim_multi(&mut runs, tail, tail_count),
         }
         self.settle_guards(&mut runs, head, new_count);
         self.settle_guards(&mut runs, tail, tail_count);
@@ -415,7 +428,7 @@ impl<G: Geometry> Heap<G> {
         let remapped = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
         let mut runs = self.runs();
         match remapped {
-            Remapped::Moved => _ = self.table.set_mapping(&mut runs, start, Mapping::Moved),
+            Remapped::Moved => self.table.set_mapping(&mut runs, start, Mapping::Moved),
             Remapped::Refused => {
                 self.moved.fetch_sub(1, Relaxed);
                 self.free_run(runs, start, new_count);

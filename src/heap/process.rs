@@ -1,8 +1,9 @@
 //! What only the heap of the process has: a size of its own choice, shards that come into use, and forks.
 
 use super::Heap;
-use crate::ledger::{Ledger, SHARED_SHARDS};
+use crate::ledger::Ledger;
 use crate::options::Options;
+use crate::shards::SHARED_SHARDS;
 use crate::size_class::{BuildGeometry, built};
 use crate::sys;
 use crate::units::{PageCount, ShardIndex};
@@ -125,9 +126,9 @@ mod tests {
         let room = heap.room_for(layout).unwrap();
         assert_eq!(account.held(), room + (1 << 17));
         heap.check().unwrap();
-        assert_eq!(account.take(1, 8), 1);
+        assert_eq!(account.charge(1, 8), 1);
         assert!(heap.check().is_err());
-        account.give_back(8);
+        account.credit(8);
         // SAFETY: the block is live and has this layout.
         unsafe { heap.dealloc(block, layout) };
         assert_eq!((account.held(), heap.check().is_ok()), (1 << 17, true));

@@ -18,7 +18,7 @@ const STEP: usize = HUGE_PAGE;
 const TABLE_STEP: PageCount = PageCount(4096);
 
 /// Where more than this part of the pages' memory goes back in parts, huge pages are of no use.
-const SPARSE: usize = 8;
+const PURGED_SHARE: usize = 8;
 
 /// What of the memory that nobody uses is to go back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,9 +36,9 @@ impl<G: Geometry> Heap<G> {
     /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
     /// them in any case.
     pub fn purge(&self) -> usize {
-        self.release_all_waiting(&mut self.runs());
+        self.empty_quarantine(&mut self.runs());
         let purged = self.purge_free_pages(Unused::All, usize::MAX)
-            + self.purge_parts(Unused::All, PageIndex(0)..self.pages_in_use());
+            + self.purge_parts(Unused::All, PageIndex(0)..self.frontier());
         self.purge_table();
         purged
     }
@@ -65,7 +65,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Pages from here on have never been used.
-    pub(crate) fn pages_in_use(&self) -> PageIndex {
+    pub(crate) fn frontier(&self) -> PageIndex {
         self.runs().frontier()
     }
 
@@ -122,18 +122,18 @@ impl<G: Geometry> Heap<G> {
                 continue;
             }
             let mut divided = self.table.divided(&mut bin, page);
-            if !divided.rest() && unused == Unused::Idle {
+            if !divided.was_idle() && unused == Unused::Idle {
                 continue;
             }
             for (start, end) in divided.unused_parts(grain) {
                 // SAFETY: no block there is live, and none is handed out while the bin is locked.
                 if unsafe { sys::purge(self.at(page).add(start), end - start) } {
-                    divided.purged(start, end, grain);
+                    divided.note_purged(start, end, grain);
                     purged += end - start;
                 }
             }
         }
-        if purged > bytes / SPARSE {
+        if purged > bytes / PURGED_SHARE {
             self.arena.no_more_huge_pages_below(pages.end.get() * self.page_size());
         }
         purged
@@ -150,7 +150,7 @@ impl<G: Geometry> Heap<G> {
         let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
         // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
         if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
-            self.table.multi_tail_purged(&mut runs, page);
+            self.table.note_multi_tail_purged(&mut runs, page);
             (bytes, count)
         } else {
             (0, count)

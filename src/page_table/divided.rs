@@ -166,7 +166,7 @@ impl<G: Geometry> DividedPage<'_, G> {
     }
 
     /// Notes that nothing was written to `blocks`, which were put back.
-    pub fn unwritten(&mut self, blocks: &[usize]) {
+    pub fn note_unwritten(&mut self, blocks: &[usize]) {
         self.header.unwritten |= blocks.iter().fold(0, |parts, &block| parts | self.part_of(block));
     }
 
@@ -224,14 +224,14 @@ impl<G: Geometry> DividedPage<'_, G> {
         misuse.map_or(Ok(put), |misuse| Err((put, misuse)))
     }
 
-    /// Whether no block was taken or put since this was last asked.
-    pub fn rest(&mut self) -> bool {
+    /// Whether no block was taken or put since this was last asked; notes that it was asked.
+    pub fn was_idle(&mut self) -> bool {
         !core::mem::replace(&mut self.header.busy, false)
     }
 
     /// The parts of the page that hold no live block and may have memory, as offsets of their first bytes and behind
     /// their last; each is a multiple of `grain` bytes, a power of two. A caller who gives the memory of a part back
-    /// to the system, such that it reads as zeros, says so by [`purged`](Self::purged).
+    /// to the system, such that it reads as zeros, says so by [`note_purged`](Self::note_purged).
     pub fn unused_parts(&mut self, grain: usize) -> impl Iterator<Item = (usize, usize)> + use<G> {
         let part = grain.max(self.bytes_of_part());
         let parts = self.table.geometry.page_size() / part;
@@ -258,7 +258,7 @@ impl<G: Geometry> DividedPage<'_, G> {
     }
 
     /// Notes that the page has no memory, and reads as zeros, from offset `start` to `end`.
-    pub fn purged(&mut self, start: usize, end: usize, grain: usize) {
+    pub fn note_purged(&mut self, start: usize, end: usize, grain: usize) {
         let part = grain.max(self.bytes_of_part());
         for number in start / part..end / part {
             self.header.purged |= 1 << number;

@@ -92,7 +92,7 @@ pub(super) struct Tree<'s> {
 
 impl<'s> Tree<'s> {
     /// Summaries that are needed for `capacity` pages.
-    pub(super) fn storage(capacity: PageCount) -> usize {
+    pub(super) fn summaries(capacity: PageCount) -> usize {
         level_sizes(capacity).sum()
     }
 

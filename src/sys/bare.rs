@@ -1,5 +1,9 @@
 //! No operating system: no memory but what is given, nobody to yield to, nowhere to write.
 
+mod remapped;
+
+pub(crate) use remapped::Remapped;
+
 use core::hint::spin_loop;
 use core::ptr::NonNull;
 
@@ -54,19 +58,6 @@ pub(crate) mod resident {
 /// None is needed; with an operating system it is.
 pub(crate) unsafe fn purge(_start: NonNull<u8>, _bytes: usize) -> bool {
     false
-}
-
-/// What became of memory that was to be moved.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Remapped {
-    /// It was moved.
-    Moved,
-    /// It was not, and the new place is as it was.
-    Refused,
-    /// It was not, and the new place was unmapped for it, but is mapped again.
-    MappedAnew,
-    /// It was not, and whose the new place is cannot be told.
-    Lost,
 }
 
 /// Nothing is moved.

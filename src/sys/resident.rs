@@ -5,8 +5,8 @@ use core::ptr::{self, NonNull};
 
 /// Bytes of an entry of `/proc/self/pagemap`.
 const ENTRY: usize = size_of::<u64>();
-/// Entries read at a time.
-const ENTRIES: usize = 512;
+/// OS pages that are told of at a time.
+pub(crate) const WINDOW: usize = 512;
 
 /// The OS page is in RAM.
 const PRESENT: u64 = 1 << 63;
@@ -34,15 +34,15 @@ impl PageMap {
     }
 
     /// For each OS page from `start` on, whether it is resident. `start` is a multiple of the OS page.
-    pub(crate) fn read(&self, start: usize, pages: &mut [bool; ENTRIES]) {
+    pub(crate) fn read(&self, start: usize, pages: &mut [bool; WINDOW]) {
         if !self.read_pagemap(start, pages) {
             read_mincore(start, pages);
         }
     }
 
-    fn read_pagemap(&self, start: usize, pages: &mut [bool; ENTRIES]) -> bool {
+    fn read_pagemap(&self, start: usize, pages: &mut [bool; WINDOW]) -> bool {
         let Some(file) = &self.file else { return false };
-        let mut bytes = [0; ENTRIES * ENTRY];
+        let mut bytes = [0; WINDOW * ENTRY];
         let offset = (start / super::page_size() * ENTRY) as u64;
         // Fewer entries than asked for: the range leaves the address space, where nothing is resident.
         let read = file.read_at(offset, &mut bytes);
@@ -57,26 +57,23 @@ impl PageMap {
 
 /// Of the `bytes` from `start` on, whole OS pages and at most [`WINDOW`] of them, those that have memory.
 pub(crate) fn bytes_with_memory(start: NonNull<u8>, bytes: usize) -> usize {
-    debug_assert!(bytes / super::page_size() <= ENTRIES);
-    let mut resident = [0u8; ENTRIES];
+    debug_assert!(bytes / super::page_size() <= WINDOW);
+    let mut resident = [0u8; WINDOW];
     // SAFETY: mincore reads no memory of the range, and writes a byte for each of its pages.
     unsafe { libc::mincore(start.as_ptr().cast(), bytes, resident.as_mut_ptr()) };
     resident.iter().filter(|&resident| resident & 1 != 0).count() * super::page_size()
 }
 
 /// [`PageMap::read`] by `mincore`. Of what is not mapped nothing is resident.
-fn read_mincore(start: usize, pages: &mut [bool; ENTRIES]) {
-    let mut resident = [0u8; ENTRIES];
-    let bytes = ENTRIES * super::page_size();
+fn read_mincore(start: usize, pages: &mut [bool; WINDOW]) {
+    let mut resident = [0u8; WINDOW];
+    let bytes = WINDOW * super::page_size();
     // SAFETY: mincore reads no memory of the range, and writes a byte for each of its pages.
     unsafe { libc::mincore(ptr::without_provenance_mut(start), bytes, resident.as_mut_ptr()) };
     for (page, resident) in pages.iter_mut().zip(resident) {
         *page = resident & 1 != 0;
     }
 }
-
-/// OS pages that [`PageMap::read`] and [`bytes_with_memory`] tell of.
-pub(crate) const WINDOW: usize = ENTRIES;
 
 /// Bytes of the whole process that are resident, `None` if the system does not say.
 pub(crate) fn process_bytes() -> Option<usize> {

@@ -60,27 +60,13 @@ fn take_from_next(heap: &Heap<BuildGeometry>, kind: Unused) -> Option<usize> {
         drop(registry);
         // SAFETY: the cache stays in the registry: its thread takes it out behind the gate, which is closed.
         let cache = unsafe { &*cache };
-        let bytes = cache.take(heap, kind);
+        let bytes = cache.flush_from_outside(heap, kind);
         cache.gate.open();
         Some(bytes)
     })
 }
 
 impl ThreadCache {
-    /// Does `work` on the calling thread's cache while nobody takes anything from it, and all bottoms are where the words of
-    /// their stacks begin. Who interrupts it finds no cache.
-    #[inline]
-    pub(super) fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
-        apart(|| {
-            let _inside = self.gate.enter();
-            if self.raised.replace(false) {
-                self.local.lower();
-                self.remote.lower();
-            }
-            work()
-        })
-    }
-
     /// How many blocks stay in each of these stacks: one that the thread may be about to pop, if it does so on a fast path.
     fn left_of(&self, stacks: &Stacks) -> usize {
         let is_popped = ptr::eq(stacks, &self.local);
@@ -96,8 +82,9 @@ impl ThreadCache {
         self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks))
     }
 
-    /// Takes what it can of a kind. Returns how many bytes of blocks that were. The caller has closed the gate.
-    fn take(&self, heap: &Heap<BuildGeometry>, kind: Unused) -> usize {
+    /// Gives what it can of a kind back to its pages, for another thread, which has closed the gate. Returns how many bytes of
+    /// blocks that were.
+    fn flush_from_outside(&self, heap: &Heap<BuildGeometry>, kind: Unused) -> usize {
         let pass = decay::passes();
         if kind == Unused::Idle {
             if self.passes.get() == pass || self.looked_at.get() == pass {
@@ -186,7 +173,7 @@ impl Stacks {
     }
 
     /// Moves what is in raised stacks down to where their words begin.
-    fn lower(&self) {
+    pub(super) fn lower(&self) {
         for class in classes().filter(|&class| self.bottom(class) > 0) {
             let words = self.words(class).0.cast::<usize>();
             let top = self.top(class).load(Relaxed).cast::<usize>();

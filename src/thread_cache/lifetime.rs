@@ -1,8 +1,9 @@
 //! How a thread gets its cache, and what becomes of that when the thread ends.
 
 use super::registry::{CALLS, REGISTRY, Registry};
+use super::size::CACHE_BYTES;
 use super::stacks::{Stacks, classes};
-use super::{BUSY, CACHE_BYTES, EMPTY, GONE, Gate, ThreadCache, current};
+use super::{BUSY, EMPTY, GONE, Gate, ThreadCache, current};
 use crate::component::Family;
 use crate::decay;
 #[cfg(feature = "hardened")]

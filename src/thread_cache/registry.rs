@@ -1,12 +1,13 @@
 //! The registry of all thread caches: which there are, what they hold, and what is asked of all of them.
 
 use super::idle::take_from_all;
+use super::size::CACHE_BYTES;
 use super::stacks::classes;
 use super::{ThreadCache, current};
 use crate::component::Family;
 use crate::heap::{Heap, Unused};
-use crate::ledger::MOST_COMPONENTS;
 use crate::lock::Lock;
+use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{BuildGeometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
 use crate::sys;
 use crate::units::ShardIndex;
@@ -25,7 +26,7 @@ const LEAST_CACHE_BYTES: usize = 256 << 10;
 /// class of their shard, and of those that run at once few do.
 const SHARDS_PER_PROCESSOR: usize = 2;
 
-const_assert!(LEAST_CACHE_BYTES <= USEFUL_CACHE_BYTES && USEFUL_CACHE_BYTES <= super::CACHE_BYTES);
+const_assert!(LEAST_CACHE_BYTES <= USEFUL_CACHE_BYTES && USEFUL_CACHE_BYTES <= CACHE_BYTES);
 
 /// Walks that there are at a time: one for [each](Unused) kind of what is taken.
 const WALKS: usize = 2;

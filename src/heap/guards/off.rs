@@ -1,4 +1,4 @@
-//! Without the feature `hardened` there are no guards, no freed run waits, and nothing of this is left in the program.
+//! Without the feature `hardened` there are no guards, and nothing of this is left in the program.
 
 use super::Heap;
 use crate::runs::Runs;
@@ -35,30 +35,5 @@ impl<G: Geometry> Heap<G> {
     #[inline(always)]
     pub(super) fn room_behind(&self, _: &Runs, _: PageIndex, _: PageCount) -> PageCount {
         PageCount(0)
-    }
-
-    #[inline(always)]
-    pub(super) fn wait(&self, _: &mut Runs, _: PageIndex, _: PageCount, _: bool) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    pub(super) fn take_waiting(&self, _: &mut Runs, _: PageCount, _: usize) -> Option<PageIndex> {
-        None
-    }
-
-    #[inline(always)]
-    pub(super) fn release_all_waiting(&self, _: &mut Runs) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    pub(super) fn zeroes_freed(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    pub(super) fn zero(&self, _: PageIndex, _: PageCount) -> bool {
-        false
     }
 }
