@@ -116,7 +116,7 @@
 //! | ledger | the names of the components |
 //! | a bin (class lock) | the Divided pages of one class and shard; a second bin is only tried for, or waited for in order |
 //! | the runs (page lock) | which pages are free, and what those are that are not Divided |
-//! | waiting runs (`heap/guards.rs`, in hardened builds) | freed runs that are not used again yet |
+//! | waiting runs (`heap/quarantine.rs`, in hardened builds) | freed runs that are not used again yet |
 //! | metadata pool, samples, guarded blocks | each held alone, but by `fork` |
 //!
 //! [`Heap::check`] takes the ledger, all bins and the runs; `fork.rs` takes all of the table, but for the waiting runs,
