@@ -217,7 +217,8 @@ impl PageAllocator {
 
     /// Gives all memory that is not in use back to the system, now: empties the calling thread's cache, then gives
     /// back all free pages, and the parts of others that hold no live block. Returns the number of bytes of addresses
-    /// that this concerned; not all of them need have had memory.
+    /// that this concerned; not all of them need have had memory. Pages that were never used, but lie in a huge page with
+    /// others, go back, too, and are not counted.
     ///
     /// It takes the blocks from the caches of other threads, asleep or not, but of those that are inside the allocator just
     /// then, and but for one block of each size, which the thread may be about to take. What is left in a cache
