@@ -420,9 +420,26 @@ fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) 
     if BuildGeometry.class_of(old) != ClassIndex::NONE || BuildGeometry.class_of(new) != ClassIndex::NONE {
         return heap.resize(address, old, new);
     }
-    component::resize_run_within_limits(heap, address, Some(old), new, |resized| {
-        profile::resized(address, old.size(), resized.addr(), new.size());
-    })
+    resize_run(heap, address, (Some(old), old.size()), new)
+}
+
+/// [`Heap::resize_run`] of a run of which `old` is known: its layout, if that is, and its size. Within the limits of the run's
+/// component, with the profile told of it; and if it frees pages, with what follows that.
+pub(crate) fn resize_run(
+    heap: &Heap<BuildGeometry>,
+    address: usize,
+    old: (Option<Layout>, usize),
+    new: Layout,
+) -> Option<*mut u8> {
+    let (old, old_size) = old;
+    let run = component::resize_run_within_limits(heap, address, old, new, |resized| {
+        profile::resized(address, old_size, resized.addr(), new.size());
+    })?;
+    if run.addr() != address || new.size() < old_size {
+        thread_cache::give_up_blocks(heap);
+        decay::tick_freed(heap);
+    }
+    Some(run)
 }
 
 /// A sampled allocation for `layout`, instead of `block`; that one, if there is none.

@@ -222,6 +222,26 @@ fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
 }
 
 #[test]
+fn what_a_run_that_shrinks_gives_up_goes_back_although_nobody_allocates() {
+    let output = in_child(
+        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
+        || {
+            let mut run = vec![1u8; 128 * MIB];
+            drop(vec![1u8; MIB]);
+            // Once it was read, to read it again takes no slow path.
+            let before = resident();
+            assert_eq!(threads(), OF_THE_HARNESS + 1);
+            // The thread has nothing to do for many periods, and sleeps.
+            thread::sleep(Duration::from_secs(1));
+            run.truncate(MIB);
+            run.shrink_to_fit();
+            assert!(becomes_true(|| before.saturating_sub(resident()) > 120 * MIB), "{}", resident());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn the_thread_does_not_wait_for_somebody_to_come_by_later() {
     // The process is idle long before the first period is over.
     let variables = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "10000")];
