@@ -414,7 +414,6 @@ impl ThreadCache {
         if stacks.push(class, address) {
             return;
         }
-        decay::tick_freed(heap);
         self.give_up(heap);
         if !self.grow(stacks, class, self.most_words(tag)) {
             let (slots, used) = stacks.slots(class);
@@ -434,6 +433,7 @@ impl ThreadCache {
         if !stacks.push(class, address) {
             put_taken(heap, class, address);
         }
+        decay::tick_freed(heap);
     }
 
     /// The most words of the stack that a block of `tag` goes to, which overflows: that it does is taken note of. Blocks of

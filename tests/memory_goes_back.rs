@@ -222,6 +222,31 @@ fn with_a_thread_for_it_memory_goes_back_although_nobody_allocates() {
 }
 
 #[test]
+fn what_is_freed_while_the_thread_is_about_to_sleep_goes_back() {
+    let output = in_child(
+        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "40")]),
+        || {
+            // It sleeps after some periods of 20 ms: the blocks are freed before that, after that, and in between.
+            for milliseconds in (0..200).step_by(8) {
+                let mut blocks = vec![Some(Box::new([1u8; 256])); 8 * MIB / 256];
+                drop(vec![1u8; MIB]);
+                let before = resident();
+                thread::sleep(Duration::from_millis(milliseconds));
+                for (number, block) in blocks.iter_mut().enumerate() {
+                    // Some are left of each page.
+                    if number % 128 != 0 {
+                        *block = None;
+                    }
+                }
+                let goes_back = becomes_true(|| before.saturating_sub(resident()) > 5 * MIB);
+                assert!(goes_back, "after {milliseconds} ms: {before} then, {} now", resident());
+            }
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn what_a_run_that_shrinks_gives_up_goes_back_although_nobody_allocates() {
     let output = in_child(
         |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
