@@ -84,7 +84,10 @@ pub(crate) fn after_fork() {
 #[cold]
 fn start_thread() {
     if WANTED.swap(false, Relaxed) && !sys::spawn(answer_signals) {
-        WANTED.store(true, Relaxed);
+        // It is not tried again: that is for every slow path to do.
+        let mut line = Line::new();
+        let _ = line.write_str("page_memory_allocator: there is no thread to write dumps on a signal\n");
+        line.report();
     }
 }
 
