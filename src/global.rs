@@ -406,7 +406,10 @@ impl PageAllocator {
         }
         match thread_cache::current_or_made(heap, Some(tag.shard())) {
             Some(cache) => cache.dealloc_slow(heap, tag, address),
-            None => thread_cache::put(heap, class, address),
+            None => {
+                thread_cache::put(heap, class, address);
+                decay::tick_freed(heap);
+            }
         }
     }
 }

@@ -279,7 +279,10 @@ impl PageAllocator {
             Some(tag) if tag.shard().is_sampled() => profile::free_block(heap, tag.class(), address),
             Some(tag) => match thread_cache::current_or_made(heap, Some(tag.shard())) {
                 Some(cache) => cache.dealloc_slow(heap, tag, address),
-                None => thread_cache::put(heap, tag.class(), address),
+                None => {
+                    thread_cache::put(heap, tag.class(), address);
+                    decay::tick_freed(heap);
+                }
             },
         }
     }

@@ -9,7 +9,7 @@ use page_memory_allocator::PageAllocator;
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use std::{env, fs, hint, process, thread};
+use std::{env, fs, hint, mem, process, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -67,5 +67,20 @@ fn the_thread_that_writes_dumps_starts_in_a_program_with_much_thread_local_stora
         },
     );
     fs::remove_dir_all(&directory).unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn blocks_that_are_freed_start_the_thread_that_gives_memory_back() {
+    let output = in_child(
+        |command| _ = command.env("PMA_BACKGROUND_PURGE", "1"),
+        || {
+            // More than a thread's cache holds, if there is one.
+            let mut blocks = vec![Some(Box::new([1u8; 1000])); 10_000];
+            blocks.iter_mut().for_each(|block| *block = None);
+            mem::forget(blocks);
+            assert_eq!(threads(), OF_THE_HARNESS + 1);
+        },
+    );
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
