@@ -27,9 +27,9 @@ const LARGE: usize = 2 * HUGE_PAGE;
 const SPARSE: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
-/// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost two
+/// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost three
 /// mappings.
-const MOST_APART: usize = 16;
+const MOST_APART: usize = 256;
 
 impl<G: Geometry> Heap<G> {
     /// Whether the heap's limit allows for so many pages more.
