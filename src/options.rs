@@ -72,18 +72,20 @@ pub(crate) fn set<T>(option: &mut T, variable: &CStr, takes: &str, parse: fn(&st
     let Some(value) = sys::environment(variable) else { return };
     match str::from_utf8(value.to_bytes()).ok().and_then(parse) {
         Some(value) => *option = value,
-        None => {
-            let mut line = Line::new();
-            // A line that is too long is cut off.
-            let _ = writeln!(
-                line,
-                "page_memory_allocator: {}={} is ignored: {takes}",
-                variable.to_str().unwrap_or_default(),
-                str::from_utf8(value.to_bytes()).unwrap_or("(not UTF-8)"),
-            );
-            line.report();
-        }
+        None => ignore(variable, value, takes),
     }
+}
+
+/// Says that `variable` is ignored, and what it takes. A long value is cut off.
+pub(crate) fn ignore(variable: &CStr, value: &CStr, takes: &str) {
+    let mut line = Line::new();
+    let _ = writeln!(
+        line,
+        "page_memory_allocator: {}={:.80} is ignored: {takes}",
+        variable.to_str().unwrap_or_default(),
+        str::from_utf8(value.to_bytes()).unwrap_or("(not UTF-8)"),
+    );
+    line.report();
 }
 
 fn parse_purge(value: &str) -> Option<Option<u32>> {
