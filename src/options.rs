@@ -89,7 +89,11 @@ pub(crate) fn ignore(variable: &CStr, value: &CStr, takes: &str) {
 }
 
 fn parse_purge(value: &str) -> Option<Option<u32>> {
-    if value == "never" { Some(None) } else { value.parse().ok().map(Some) }
+    if value == "never" {
+        return Some(None);
+    }
+    let milliseconds: u32 = value.parse().ok()?;
+    Some((milliseconds != u32::MAX).then_some(milliseconds))
 }
 
 fn parse_switch(value: &str) -> Option<bool> {
@@ -123,7 +127,7 @@ mod tests {
     #[test]
     fn values_are_read_whole_or_not_at_all() {
         assert_eq!(parse_purge("250"), Some(Some(250)));
-        assert_eq!(parse_purge("never"), Some(None));
+        assert_eq!((parse_purge("never"), parse_purge("4294967295")), (Some(None), Some(None)));
         assert_eq!((parse_purge(""), parse_purge("1s"), parse_purge("-1")), (None, None, None));
         assert_eq!(
             (parse_switch("1"), parse_switch("0"), parse_switch("yes")),
