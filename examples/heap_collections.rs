@@ -21,7 +21,7 @@ fn main() {
     let live = || GLOBAL.summary().live_bytes;
     let before = live();
     for request in 1..=3u64 {
-        let heap = HeapOptions::new().capacity(256 << 20).build().expect("the system has addresses");
+        let heap = HeapOptions::new().capacity(64 << 20).build().expect("the system has addresses");
 
         let mut words = Vec::new_in(&heap);
         words.extend((0..10_000u64).map(|n| n.wrapping_mul(request) % 1009));

@@ -142,6 +142,8 @@ fn free_while_the_thread_goes_to_sleep() {
         let heap: &'static Heap<BuildGeometry> = first_use::make_heap(&options).expect("it can be made");
         // Starts the thread.
         decay::tick_freed(heap);
+        // It has seen that somebody came by.
+        decay::pass_of_thread(heap, 0);
         let background = thread::spawn(move || {
             sys::be(20);
             decay::pass_of_thread(heap, decay::IDLE_PASSES - 1);
@@ -159,7 +161,7 @@ fn a_thread_that_goes_to_sleep_is_woken_or_sees_what_was_freed() {
 
 #[test]
 #[should_panic(expected = "deadlock")]
-fn a_thread_that_does_not_look_again_sleeps_for_ever() {
+fn a_thread_that_looks_again_without_order_sleeps_for_ever() {
     with_broken("look", free_while_the_thread_goes_to_sleep);
 }
 

@@ -144,9 +144,8 @@ impl Options {
 }
 
 pub(crate) mod heap {
-    use super::super::is_broken;
     use super::super::lock::{Guard, Lock};
-    use super::super::units::{PageCount, PageIndex};
+    use super::super::units::PageIndex;
     use super::{HEAPS_MADE, Options, Relaxed, UnsafeCell};
     use core::marker::PhantomData;
     use core::mem;
@@ -166,9 +165,6 @@ pub(crate) mod heap {
 
     impl Runs {
         pub(crate) fn age(&mut self) {}
-        pub(crate) fn dirty_free_pages(&self) -> PageCount {
-            PageCount(if is_broken("look") { 0 } else { self.dirty })
-        }
     }
 
     /// One bin, and the runs, with the locks of the library.

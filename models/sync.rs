@@ -7,9 +7,10 @@ use core::sync::atomic::Ordering;
 pub(crate) use loom::hint::spin_loop;
 pub(crate) use loom::lazy_static as lazy;
 
-/// A broken model has no order between threads.
+/// A broken model has no order between threads; or none that an exchange makes in both directions.
 fn order(order: Ordering) -> Ordering {
-    if is_broken("order") { Ordering::Relaxed } else { order }
+    let is_broken = is_broken("order") || (is_broken("look") && order == Ordering::AcqRel);
+    if is_broken { Ordering::Relaxed } else { order }
 }
 
 macro_rules! atomic {

@@ -25,6 +25,8 @@ pub(crate) struct Arena {
     bytes: usize,
     /// The offset beyond which the system may use huge pages; `usize::MAX` if it may not.
     huge_from: AtomicUsize,
+    /// The least that this ever was when memory was committed beyond it: from there on, huge pages may be left.
+    first_huge: AtomicUsize,
     /// Whether the memory is somebody else's, who gave all of it for use: then it is never the system's concern.
     given: bool,
 }
@@ -37,7 +39,8 @@ unsafe impl Sync for Arena {}
 impl Arena {
     /// The `bytes` bytes from `start` on, given for as long as the arena lives.
     pub(crate) fn given(start: NonNull<u8>, bytes: usize) -> Arena {
-        Arena { start, bytes, huge_from: AtomicUsize::new(usize::MAX), given: true }
+        let none = || AtomicUsize::new(usize::MAX);
+        Arena { start, bytes, huge_from: none(), first_huge: none(), given: true }
     }
 
     /// Reserves exactly `bytes`, a multiple of the OS page, at a multiple of `align`. With `huge_pages`, the system may
@@ -57,6 +60,7 @@ impl Arena {
                 start,
                 bytes,
                 huge_from: AtomicUsize::new(if huge_pages { FIRST_HUGE } else { usize::MAX }),
+                first_huge: AtomicUsize::new(usize::MAX),
                 given: false,
             })
         }
@@ -89,6 +93,7 @@ impl Arena {
         })?;
         let from = committed.max(self.huge_from());
         if committed + granted > from {
+            self.first_huge.fetch_min(from, Relaxed);
             // SAFETY: as above.
             unsafe { sys::advise_huge(self.start.add(from), committed + granted - from, true) };
         }
@@ -107,6 +112,11 @@ impl Arena {
 
     fn huge_from(&self) -> usize {
         self.huge_from.load(Relaxed)
+    }
+
+    /// The offset beyond which there may be huge pages, or ever might; `usize::MAX` if there are none.
+    pub(crate) fn first_huge(&self) -> usize {
+        self.first_huge.load(Relaxed)
     }
 
     /// Whether the system may use huge pages at all.

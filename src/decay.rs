@@ -13,18 +13,19 @@ use crate::heap::{Heap, Unused};
 use crate::options::Options;
 use crate::report;
 use crate::size_class::BuildGeometry;
-use crate::sync::{AtomicU32, AtomicU64, shared};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, shared};
 use crate::sys;
 use crate::thread_cache;
 use crate::units::{PageCount, PageIndex};
 use core::ptr;
-use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{Ordering::AcqRel, Ordering::Relaxed};
 
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST_BYTES: usize = 16 << 20;
 const MOST_PAGES: PageCount = PageCount(1024);
 const MOST_CACHES: usize = 32;
-/// After so many passes that had nothing to do, the background thread waits until memory is freed.
+/// After so many passes that had nothing to do, and nobody came by meanwhile, the background thread waits until memory is freed. More
+/// than one, as some of what is freed is given back by the second pass after that.
 pub(crate) const IDLE_PASSES: u32 = 4;
 
 const NEVER: u64 = u64::MAX;
@@ -40,6 +41,8 @@ shared! {
     static PASSES: AtomicU32 = AtomicU32::new(0);
     /// The background thread: one of the following.
     static THREAD: AtomicU32 = AtomicU32::new(UNWANTED);
+    /// Whether somebody came by a slow path since the thread last looked, and may have freed something.
+    static CAME_BY: AtomicBool = AtomicBool::new(false);
 }
 
 const UNWANTED: u32 = 0;
@@ -70,8 +73,8 @@ pub(crate) fn passes() -> u32 {
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
     report::tick();
-    if THREAD.load(Relaxed) == WAITING {
-        wake();
+    if THREAD.load(Relaxed) >= AT_WORK {
+        come_by();
     }
     let due = DUE.load(Relaxed);
     if due != NEVER && sys::milliseconds() >= due {
@@ -98,6 +101,24 @@ fn start_thread() {
             DUE.store(due, Relaxed);
         }
     }
+}
+
+/// Has the thread know that there may be something to do. Either it sees that when it looks again, or its sleep is seen here:
+/// the one exchange of the flag that comes second knows what was written before the other. Who finds the flag set need not
+/// set it: the thread will look, and takes the locks of what was freed after that.
+#[inline]
+fn come_by() {
+    if !CAME_BY.load(Relaxed) {
+        CAME_BY.swap(true, AcqRel);
+    }
+    if THREAD.load(Relaxed) == WAITING {
+        wake();
+    }
+}
+
+/// Whether somebody came by since this was last asked.
+fn somebody_came_by() -> bool {
+    CAME_BY.swap(false, AcqRel)
 }
 
 #[cold]
@@ -144,20 +165,21 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
 
 /// What the background thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
 pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
+    let came_by = somebody_came_by();
     let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
         + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.frontier());
     begin_period(heap);
     let taken = thread_cache::take_from_all(heap, Unused::Idle);
-    let idle = if purged + taken == 0 { idle + 1 } else { 0 };
+    let idle = if came_by || purged + taken > 0 { 0 } else { idle + 1 };
     if idle < IDLE_PASSES {
         return idle;
     }
     heap.purge_table();
-    THREAD.store(WAITING, SeqCst);
-    // Who freed pages before that found nobody to wake.
-    if heap.runs().dirty_free_pages() > PageCount(0) {
+    THREAD.store(WAITING, Relaxed);
+    // Who came by before that found nobody to wake.
+    if somebody_came_by() {
         THREAD.store(AT_WORK, Relaxed);
-        return idle;
+        return 0;
     }
     while THREAD.load(Relaxed) == WAITING {
         sys::wait(&THREAD, WAITING);

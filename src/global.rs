@@ -93,7 +93,8 @@ impl PageAllocator {
     }
 
     /// Whether a background thread gives free memory back, so that this does not depend on anybody's allocating. False
-    /// unless set. The thread sleeps until memory is freed; it has a small stack, and all signals blocked. There is none if
+    /// unless set. The thread starts with the first free on a slow path, and in a child process, after `fork`, with the
+    /// first one there. It sleeps until memory is freed; it has a small stack, and all signals blocked. There is none if
     /// free memory is [never](Self::purge_after_ms) to go back by itself.
     ///
     /// It also takes the blocks that wait in the caches of sleeping threads, as [`purge`](Self::purge) does, once their
@@ -109,7 +110,8 @@ impl PageAllocator {
     /// Blocks of more than an OS page are left out, unless the program is seen to touch them as a whole, and so are those of
     /// components: what is not touched of a huge page would be resident.
     ///
-    /// Runs of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
+    /// Of runs, which are expected to be used whole, each part that is touched may have up to 2 MiB of memory. Those of
+    /// 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
     /// asks for so many zeros may mean to use only a few of them.
     ///
     /// ```
@@ -130,6 +132,9 @@ impl PageAllocator {
 
     /// The most bytes that the pages in use may have together. An allocation that would need more is refused. Unless this
     /// is set, the only limit is the address space: twice the machine's memory.
+    ///
+    /// A run that has to move counts twice until it has moved, and a run that shrinks to 32 KiB or less is copied to a block: at
+    /// the limit, either may be refused.
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Free pages do not count,
     /// although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
@@ -221,7 +226,8 @@ impl PageAllocator {
 
     /// Gives all memory that is not in use back to the system, now: empties the calling thread's cache, then gives back
     /// all free pages, and the parts of other pages that hold no live block. Returns how many bytes of addresses that
-    /// concerned; not all of them need have had memory.
+    /// concerned; not all of them need have had memory. Pages that were never used, but lie in a huge page with others, go
+    /// back, too, and are not counted.
     ///
     /// The caches of other threads are emptied, too, whether these are asleep or not. Two things stay: the cache of a thread
     /// that is inside the allocator at that moment, and one block of each size, which the thread may be about to take. What
@@ -424,7 +430,10 @@ pub(crate) fn dealloc_tagged(heap: &'static Heap<BuildGeometry>, tag: Tag, addre
     }
     match thread_cache::current_or_made(heap, Some(tag.shard())) {
         Some(cache) => cache.dealloc_slow(heap, tag, address),
-        None => thread_cache::dealloc_uncached(heap, tag.class(), address),
+        None => {
+            thread_cache::dealloc_uncached(heap, tag.class(), address);
+            decay::tick_freed(heap);
+        }
     }
 }
 
@@ -446,9 +455,26 @@ fn resize(heap: &Heap<BuildGeometry>, address: usize, old: Layout, new: Layout) 
     if BuildGeometry.class_of(old) != ClassIndex::NONE || BuildGeometry.class_of(new) != ClassIndex::NONE {
         return heap.resize(address, old, new);
     }
-    component::resize_run_within_limits(heap, address, Some(old), new, |resized| {
-        profile::resized(address, old.size(), resized.addr(), new.size());
-    })
+    resize_run(heap, address, (Some(old), old.size()), new)
+}
+
+/// [`Heap::resize_run`] of a run of which `old` is known: its layout, if that is, and its size. Within the limits of the run's
+/// component, with the profile told of it; and if it frees pages, with what follows that.
+pub(crate) fn resize_run(
+    heap: &Heap<BuildGeometry>,
+    address: usize,
+    old: (Option<Layout>, usize),
+    new: Layout,
+) -> Option<*mut u8> {
+    let (old, old_size) = old;
+    let run = component::resize_run_within_limits(heap, address, old, new, |resized| {
+        profile::resized(address, old_size, resized.addr(), new.size());
+    })?;
+    if run.addr() != address || new.size() < old_size {
+        thread_cache::give_up_blocks(heap);
+        decay::tick_freed(heap);
+    }
+    Some(run)
 }
 
 /// A sampled allocation for `layout`, instead of `block`; that one, if there is none.

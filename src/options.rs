@@ -64,22 +64,28 @@ pub(crate) fn set<T>(option: &mut T, variable: &CStr, takes: &str, parse: fn(&st
     let Some(value) = sys::environment(variable) else { return };
     match str::from_utf8(value.to_bytes()).ok().and_then(parse) {
         Some(value) => *option = value,
-        None => {
-            let mut line = Line::new();
-            // A line that is too long is cut off.
-            let _ = writeln!(
-                line,
-                "page_memory_allocator: {}={} is ignored: {takes}",
-                variable.to_str().unwrap_or_default(),
-                str::from_utf8(value.to_bytes()).unwrap_or("(not UTF-8)"),
-            );
-            line.report();
-        }
+        None => ignore(variable, value, takes),
     }
 }
 
+/// Says that `variable` is ignored, and what it takes. A long value is cut off.
+pub(crate) fn ignore(variable: &CStr, value: &CStr, takes: &str) {
+    let mut line = Line::new();
+    let _ = writeln!(
+        line,
+        "page_memory_allocator: {}={:.80} is ignored: {takes}",
+        variable.to_str().unwrap_or_default(),
+        str::from_utf8(value.to_bytes()).unwrap_or("(not UTF-8)"),
+    );
+    line.report();
+}
+
 fn parse_purge(value: &str) -> Option<Option<u32>> {
-    if value == "never" { Some(None) } else { value.parse().ok().map(Some) }
+    if value == "never" {
+        return Some(None);
+    }
+    let milliseconds: u32 = value.parse().ok()?;
+    Some((milliseconds != u32::MAX).then_some(milliseconds))
 }
 
 fn parse_switch(value: &str) -> Option<bool> {
@@ -113,7 +119,7 @@ mod tests {
     #[test]
     fn values_are_read_whole_or_not_at_all() {
         assert_eq!(parse_purge("250"), Some(Some(250)));
-        assert_eq!(parse_purge("never"), Some(None));
+        assert_eq!((parse_purge("never"), parse_purge("4294967295")), (Some(None), Some(None)));
         assert_eq!((parse_purge(""), parse_purge("1s"), parse_purge("-1")), (None, None, None));
         assert_eq!(
             (parse_switch("1"), parse_switch("0"), parse_switch("yes")),

@@ -16,7 +16,7 @@ use crate::global::{PageAllocator, heap};
 use crate::human::{Bytes, Count};
 use crate::line::Line;
 use crate::lock::Once;
-use crate::options::set;
+use crate::options::{ignore, set};
 use crate::out::{Out, Target};
 use crate::stats::{ClassStats, Stats};
 use crate::sys::signals::{self, Signal};
@@ -27,6 +27,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// Bytes of a file's path, the zero at its end included.
 const LONGEST_PATH: usize = 512;
+/// Bytes of the directory's: `pma-PROCESS-NUMBER.EXTENSION` has room behind it.
+const LONGEST_DIRECTORY: usize = 464;
 /// A dump that finds so many files of its name gives up.
 const MOST_DUMPS: u32 = 10_000;
 
@@ -84,7 +86,10 @@ pub(crate) fn after_fork() {
 #[cold]
 fn start_thread() {
     if WANTED.swap(false, Relaxed) && !sys::spawn(answer_signals) {
-        WANTED.store(true, Relaxed);
+        // It is not tried again: that is for every slow path to do.
+        let mut line = Line::new();
+        let _ = line.write_str("page_memory_allocator: there is no thread to write dumps on a signal\n");
+        line.report();
     }
 }
 
@@ -116,10 +121,17 @@ struct Path {
 }
 
 impl Path {
-    /// The directory for dumps; the working directory if the one that is set has too long a name.
+    /// The directory for dumps; the working directory if none is set, or one that has too long a name.
     fn of_directory() -> Path {
-        let set = sys::environment(c"PMA_DUMP_DIR").map(CStr::to_bytes);
-        let directory = set.filter(|directory| directory.len() < LONGEST_PATH).unwrap_or(b".");
+        let set = sys::environment(c"PMA_DUMP_DIR").filter(|directory| !directory.is_empty());
+        let fits = |directory: &&CStr| {
+            let fits = directory.count_bytes() <= LONGEST_DIRECTORY;
+            if !fits {
+                ignore(c"PMA_DUMP_DIR", directory, "it takes a directory of up to 464 bytes");
+            }
+            fits
+        };
+        let directory = set.filter(fits).unwrap_or(c".").to_bytes();
         let mut path = Path { bytes: [0; LONGEST_PATH], len: directory.len() };
         path.bytes[..directory.len()].copy_from_slice(directory);
         path

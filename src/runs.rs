@@ -45,7 +45,8 @@ const WORD: usize = u64::BITS as usize;
 pub struct Word {
     /// Free, and committed.
     free: u64,
-    /// They may hold something other than zeros. What the system backs with memory is among them.
+    /// They may hold something other than zeros. What the system backs with memory is among them, but for what shares a
+    /// huge page with them.
     dirty: u64,
     /// Free and dirty when [`age`](Runs::age) was last called, and not claimed since.
     idle: u64,
@@ -245,9 +246,26 @@ impl<'s> Runs<'s> {
         idle: bool,
         most: PageCount,
     ) -> Option<(PageIndex, PageCount)> {
-        debug_assert!(most.0.is_power_of_two());
         let wanted =
             |word: usize| if idle { self.words[word].idle } else { self.words[word].free_and_dirty() };
+        self.next_of(from, most, wanted)
+    }
+
+    /// The first free pages from `from` on that lie side by side, dirty or clean, counted up to `most` and no further than a
+    /// multiple of `most`.
+    pub fn next_free(&self, from: PageIndex, most: PageCount) -> Option<(PageIndex, PageCount)> {
+        self.next_of(from, most, |word| self.words[word].free)
+    }
+
+    /// The first pages below the frontier, from `from` on, that lie side by side and are `wanted`, which is asked for the
+    /// bits of a word; counted up to `most` and no further than a multiple of `most`.
+    fn next_of(
+        &self,
+        from: PageIndex,
+        most: PageCount,
+        wanted: impl Fn(usize) -> u64,
+    ) -> Option<(PageIndex, PageCount)> {
+        debug_assert!(most.0.is_power_of_two());
         let mut at = from;
         while at < self.frontier {
             let (word, bit) = (at.get() / WORD, at.get() % WORD);
@@ -263,7 +281,22 @@ impl<'s> Runs<'s> {
         None
     }
 
-    /// Free pages that may hold something other than zeros: they may have memory.
+    /// These pages, and free and clean ones on both sides of them, no further than the multiples of `most` that they lie
+    /// between.
+    pub fn with_clean(&self, start: PageIndex, count: PageCount, most: PageCount) -> (PageIndex, PageCount) {
+        debug_assert!(most.0.is_power_of_two());
+        let is_clean = |&page: &u32| {
+            let word = self.words[page as usize / WORD];
+            (word.free & !word.dirty) >> (page as usize % WORD) & 1 == 1
+        };
+        let end = start.0 + count.0;
+        let first = start.0 - (start.0 - start.0 % most.0..start.0).rev().take_while(is_clean).count() as u32;
+        let behind = end..end.next_multiple_of(most.0).min(self.frontier.0);
+        let end = end + behind.take_while(is_clean).count() as u32;
+        (PageIndex(first), PageCount(end - first))
+    }
+
+    /// Free pages that may hold something other than zeros.
     pub fn dirty_free_pages(&self) -> PageCount {
         let pages = (0..self.words_in_use()).map(|word| self.words[word].free_and_dirty().count_ones());
         PageCount(pages.sum())
@@ -513,6 +546,31 @@ mod tests {
         runs.age();
         assert_eq!(runs.dirty_free_from(all, true, most), Some((PageIndex(30), PageCount(2))));
         runs.check().unwrap();
+    }
+
+    #[test]
+    fn clean_pages_go_with_dirty_ones_beside_them_up_to_a_multiple() {
+        let mut runs = runs(1_000);
+        let most = PageCount(32);
+        runs.grow(PageCount(500));
+        runs.claim(PageIndex(0), PageCount(40));
+        runs.release(PageIndex(36), PageCount(4));
+        // In use up to 36, dirty up to 40, clean from there on.
+        let with_clean =
+            |runs: &Runs, start, count| runs.with_clean(PageIndex(start), PageCount(count), most);
+        assert_eq!(with_clean(&runs, 36, 4), (PageIndex(36), PageCount(28)));
+        assert_eq!(runs.next_free(PageIndex(0), most), Some((PageIndex(36), PageCount(28))));
+        assert_eq!(runs.next_free(PageIndex(64), most), Some((PageIndex(64), PageCount(32))));
+        runs.claim(PageIndex(50), PageCount(6));
+        runs.release(PageIndex(50), PageCount(6));
+        // Neither over other dirty pages, nor over pages in use, nor beyond the frontier.
+        assert_eq!(with_clean(&runs, 36, 4), (PageIndex(36), PageCount(14)));
+        assert_eq!(with_clean(&runs, 50, 6), (PageIndex(40), PageCount(24)));
+        runs.claim(PageIndex(60), PageCount(1));
+        assert_eq!(with_clean(&runs, 50, 6), (PageIndex(40), PageCount(20)));
+        assert_eq!(with_clean(&runs, 490, 2), (PageIndex(480), PageCount(20)));
+        assert_eq!(runs.next_free(PageIndex(480), most), Some((PageIndex(480), PageCount(20))));
+        assert_eq!(runs.next_free(PageIndex(500), most), None);
     }
 
     #[test]

@@ -341,7 +341,6 @@ impl ThreadCache {
         if stacks.push(class, address) {
             return;
         }
-        decay::tick_freed(heap);
         self.give_up(heap);
         if !self.grow(stacks, class, self.bound_on_overflow(tag)) {
             let (slots, used) = stacks.slots(class);
@@ -361,6 +360,7 @@ impl ThreadCache {
         if !stacks.push(class, address) {
             put_taken(heap, class, address);
         }
+        decay::tick_freed(heap);
     }
 
     /// Gives back what others have called for since the last slow path, or what was not used for a whole period.

@@ -4,9 +4,8 @@
 //! `malloc` and `free` are there as a whole and as their fast halves, `malloc_cached` and `free_cached`, for callers
 //! who have something of their own to do on the slow side, such as setting `errno`.
 
-use crate::component;
 use crate::fault;
-use crate::global::{PageAllocator, alloc_sampled, dealloc_run, dealloc_tagged};
+use crate::global::{PageAllocator, alloc_sampled, dealloc_run, dealloc_tagged, resize_run};
 use crate::guarded;
 use crate::heap::Heap;
 use crate::page_table::Misuse;
@@ -218,9 +217,7 @@ impl PageAllocator {
         let resized = match BuildGeometry.class_of(layout) {
             _ if guarded::is_guarded(heap, ptr.addr()) => None,
             ClassIndex::NONE if old_size > LARGEST_CLASS => {
-                component::resize_run_within_limits(heap, ptr.addr(), None, layout, |resized| {
-                    profile::resized(ptr.addr(), old_size, resized.addr(), new_size);
-                })
+                resize_run(heap, ptr.addr(), (None, old_size), layout)
             }
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };

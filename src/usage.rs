@@ -34,11 +34,12 @@ pub struct Usage {
     /// In the page table, the bins, and the thread caches themselves; untouched parts of them have no memory.
     pub metadata: usize,
     /// The most that can be resident of the heap: active pages, metadata, and free pages whose memory did not go back
-    /// to the system. Of these, what was never touched is not in fact resident.
+    /// to the system. Of these, what was never touched is not in fact resident. Not counted are free pages that were never
+    /// used, but lie in a huge page with others: [`purge`](PageAllocator::purge) gives back what they have.
     pub resident: usize,
     /// In active pages and metadata.
     pub mapped: usize,
-    /// In free pages without memory: addresses that are kept for reuse. What was never used of the arena is not counted.
+    /// In free pages without memory but for such: addresses that are kept for reuse. What was never used of the arena is not counted.
     pub retained: usize,
 }
 

@@ -103,6 +103,50 @@ fn parts_of_pages_go_back_while_blocks_beside_them_live() {
     assert_ended_well(&output);
 }
 
+/// Runs that begin where a huge page does and end in another, so that between them lie pages that nobody uses. Where the
+/// system has huge pages, these have memory, too.
+fn runs_with_gaps() -> Vec<Vec<u8>> {
+    (0..40).map(|_| vec![1; 4 * MIB + (100 << 10)]).collect()
+}
+
+#[test]
+fn pages_that_were_never_used_in_huge_pages_that_were_go_back_when_asked_for() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        || {
+            let before = resident();
+            let mut runs = runs_with_gaps();
+            let purged = HEAP.purge();
+            let peak = resident() - before;
+            assert!(peak < 40 * (4 * MIB + (128 << 10)) + 8 * MIB, "{peak}, of which {purged} went back");
+            runs.truncate(1);
+            HEAP.purge();
+            assert!(resident() - before < 10 * MIB, "{}", resident() - before);
+            assert!(runs[0].iter().all(|&byte| byte == 1));
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn huge_pages_that_are_free_as_a_whole_go_back_on_slow_paths() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "50")]),
+        || {
+            let before = resident();
+            drop(runs_with_gaps());
+            let goes_back = becomes_true(|| {
+                hint::black_box(vec![0u8; 100_000]);
+                resident() - before < 12 * MIB
+            });
+            assert!(goes_back, "{} are left", resident() - before);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
 #[test]
 fn free_memory_goes_back_on_the_slow_paths_of_any_thread() {
     let output = in_child(
@@ -165,6 +209,51 @@ fn with_the_background_thread_memory_goes_back_although_nobody_allocates() {
             thread::sleep(Duration::from_secs(1));
             assert!(resident() - before < 16 * MIB, "{}", resident() - before);
             assert_eq!(threads(), OF_THE_HARNESS + 1);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn what_is_freed_while_the_thread_is_about_to_sleep_goes_back() {
+    let output = in_child(
+        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "40")]),
+        || {
+            // It sleeps after some periods of 20 ms: the blocks are freed before that, after that, and in between.
+            for milliseconds in (0..200).step_by(8) {
+                let mut blocks = vec![Some(Box::new([1u8; 256])); 8 * MIB / 256];
+                drop(vec![1u8; MIB]);
+                let before = resident();
+                thread::sleep(Duration::from_millis(milliseconds));
+                for (number, block) in blocks.iter_mut().enumerate() {
+                    // Some are left of each page.
+                    if number % 128 != 0 {
+                        *block = None;
+                    }
+                }
+                let goes_back = becomes_true(|| before.saturating_sub(resident()) > 5 * MIB);
+                assert!(goes_back, "after {milliseconds} ms: {before} then, {} now", resident());
+            }
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn what_a_run_that_shrinks_gives_up_goes_back_although_nobody_allocates() {
+    let output = in_child(
+        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
+        || {
+            let mut run = vec![1u8; 128 * MIB];
+            drop(vec![1u8; MIB]);
+            // Once it was read, to read it again takes no slow path.
+            let before = resident();
+            assert_eq!(threads(), OF_THE_HARNESS + 1);
+            // The thread has nothing to do for many periods, and sleeps.
+            thread::sleep(Duration::from_secs(1));
+            run.truncate(MIB);
+            run.shrink_to_fit();
+            assert!(becomes_true(|| before.saturating_sub(resident()) > 120 * MIB), "{}", resident());
         },
     );
     assert_ended_well(&output);

@@ -114,6 +114,15 @@ fn values_that_cannot_be_read_are_reported_once_and_ignored() {
 }
 
 #[test]
+fn long_values_that_cannot_be_read_are_reported_in_part_with_the_reason() {
+    let output = in_child(|command| _ = command.env("PMA_PURGE_MS", "9".repeat(1000)), || ());
+    let shown = "9".repeat(80);
+    let said =
+        format!("page_memory_allocator: PMA_PURGE_MS={shown} is ignored: it takes milliseconds, or never\n");
+    assert_eq!(text(&output.stderr), said);
+}
+
+#[test]
 fn a_hook_that_frees_something_has_the_allocation_tried_again() {
     let output = in_child(
         |_| (),

@@ -2,7 +2,7 @@
 
 #[path = "common/child.rs"]
 mod child;
-use child::{in_child, text};
+use child::{cases, in_child, text};
 use page_memory_allocator::PageAllocator;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ static HEAP: PageAllocator = PageAllocator::new();
 
 /// The variable names the directory in the child, too.
 const DIRECTORY: &str = "PMA_DUMP_DIR";
+/// What it takes.
+const LONGEST_DIRECTORY: usize = 464;
 
 #[test]
 fn what_is_live_at_exit_is_reported_by_class_when_that_is_wanted() {
@@ -81,7 +83,8 @@ fn send(signal: libc::c_int) {
 
 /// The dump of that number of this process, once it is there as a whole.
 fn dump(number: u32) -> (String, String, String) {
-    let directory = std::env::var_os(DIRECTORY).unwrap_or(".".into());
+    let set = std::env::var_os(DIRECTORY).filter(|directory| directory.len() <= LONGEST_DIRECTORY);
+    let directory = set.unwrap_or(".".into());
     let path = Path::new(&directory).join(format!("pma-{}-{number}", process::id()));
     let start = Instant::now();
     loop {
@@ -145,24 +148,33 @@ fn each_of_four_signals_can_be_the_one() {
 
 #[test]
 fn dumps_are_in_the_working_directory_unless_another_is_set() {
-    let mut working = PathBuf::new();
-    let output = in_child(
-        |command| {
-            // Made by the parent alone: the child is in it.
-            working = directory("working");
-            command.env("PMA_DUMP_SIGNAL", "USR1").env_remove(DIRECTORY).current_dir(&working);
-        },
-        || {
-            signal();
-            dump(1);
-        },
-    );
-    assert!(output.status.success(), "{output:?}");
-    let names = fs::read_dir(&working).unwrap().map(|entry| entry.unwrap().file_name());
-    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
-    names.sort();
-    let ends = ["-1.html", "-1.json", "-1.txt"];
-    assert!(names.len() == 3 && (0..3).all(|at| names[at].ends_with(ends[at])), "{names:?}");
+    let too_long = "d".repeat(LONGEST_DIRECTORY + 1);
+    for (number, set) in cases(&[(0, None), (1, Some("")), (2, Some(too_long.as_str()))]) {
+        let mut working = PathBuf::new();
+        let output = in_child(
+            |command| {
+                // Made by the parent alone: the child is in it.
+                working = directory(&format!("working-{number}"));
+                command.env("PMA_DUMP_SIGNAL", "USR1").env_remove(DIRECTORY).current_dir(&working);
+                set.map(|set| command.env(DIRECTORY, set));
+            },
+            || {
+                signal();
+                dump(1);
+            },
+        );
+        assert!(output.status.success(), "{output:?}");
+        let names = fs::read_dir(&working).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        let ends = ["-1.html", "-1.json", "-1.txt"];
+        assert!(names.len() == 3 && (0..3).all(|at| names[at].ends_with(ends[at])), "{names:?}");
+        let said = format!(
+            "page_memory_allocator: PMA_DUMP_DIR={} is ignored: it takes a directory of up to 464 bytes\n",
+            "d".repeat(80)
+        );
+        assert_eq!(text(&output.stderr).contains(&said), number == 2, "{output:?}");
+    }
 }
 
 #[test]

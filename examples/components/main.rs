@@ -35,6 +35,11 @@ fn main() {
     println!("\n{BLOCKS} blocks: resident size with {COMPONENTS} components, without, and the ratio");
     for most in [64, 128, 256, 512, 1024, 4096] {
         print!("sizes up to {most:>4}:");
+        // Twice what the blocks have.
+        if BLOCKS * most > most_addresses() {
+            println!(" more than this process may have");
+            continue;
+        }
         for replaced in [0, BLOCKS] {
             let (apart, together) = (resident(most, replaced, COMPONENTS), resident(most, replaced, 0));
             let mib = |bytes: f64| bytes / f64::from(1 << 20);
@@ -51,6 +56,14 @@ fn resident(most: usize, replaced: usize, components: usize) -> f64 {
     let output = Command::new(program).env(PART, format!("{most} {replaced} {components}")).output();
     let printed = String::from_utf8(output.expect("it runs again").stdout).expect("numbers");
     printed.split(' ').next().and_then(|bytes| bytes.parse().ok()).expect("a number")
+}
+
+/// The most bytes of addresses that this process, and those that it starts, may have.
+fn most_addresses() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit is written.
+    unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
 /// A cache that is limited, an index that is not.

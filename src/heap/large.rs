@@ -29,9 +29,9 @@ const WASTED_SHARE: usize = 16;
 const LARGE_ZEROED: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
-/// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost two
+/// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost three
 /// mappings.
-const MOST_APART: usize = 16;
+const MOST_APART: usize = 256;
 
 /// Why a run cannot be claimed.
 enum Lack {

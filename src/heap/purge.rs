@@ -31,7 +31,8 @@ pub(crate) enum Unused {
 
 impl<G: Geometry> Heap<G> {
     /// Gives the memory of everything that is free back to the system, at once. Returns how many bytes of addresses
-    /// that were; some of them may not have had memory.
+    /// that were; some of them may not have had memory. Free pages that were not used since they last went back are not
+    /// counted: they have memory only if they lie in a huge page with others that were used.
     ///
     /// Free pages of this heap are otherwise kept for reuse. Heaps with pages smaller than those of the system keep
     /// them in any case.
@@ -39,6 +40,7 @@ impl<G: Geometry> Heap<G> {
         self.empty_quarantine(&mut self.runs());
         let purged = self.purge_free_pages(Unused::All, usize::MAX)
             + self.purge_parts(Unused::All, PageIndex(0)..self.frontier());
+        self.purge_clean_pages();
         self.purge_table();
         purged
     }
@@ -74,27 +76,57 @@ impl<G: Geometry> Heap<G> {
         !self.arena.is_given() && self.page_size() >= sys::page_size()
     }
 
-    /// Gives back the memory of free pages, up to about `most` bytes.
+    /// Pages in a huge page.
+    fn step(&self) -> PageCount {
+        PageCount((STEP / self.page_size()).max(1) as u32)
+    }
+
+    /// The first page that may have memory without having been used, as it may lie in a huge page with others.
+    fn first_huge(&self) -> PageIndex {
+        let page = self.arena.first_huge().div_ceil(self.page_size());
+        PageIndex(page.min(self.pages().get()) as u32)
+    }
+
+    /// Gives back the memory of free pages, up to about `most` bytes. With them goes what clean ones beside them have of
+    /// the same huge page.
     pub(crate) fn purge_free_pages(&self, unused: Unused, most: usize) -> usize {
         if !self.has_whole_os_pages() {
             return 0;
         }
-        let step = PageCount((STEP / self.page_size()).max(1) as u32);
+        let (step, first_huge) = (self.step(), self.first_huge());
         let (mut from, mut purged) = (PageIndex(0), 0);
         while purged < most {
             let mut runs = self.runs();
             let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
                 break;
             };
-            let bytes = count.bytes(self.geometry().page_shift());
+            let shift = self.geometry().page_shift();
+            let (first, all) =
+                if start < first_huge { (start, count) } else { runs.with_clean(start, count, step) };
             // SAFETY: the pages are free, and stay so while the runs are locked.
-            if unsafe { sys::purge(self.at(start), bytes) } {
+            if unsafe { sys::purge(self.at(first), all.bytes(shift)) } {
                 runs.clean(start, count);
-                purged += bytes;
+                purged += count.bytes(shift);
             }
             from = start.plus(count);
         }
         purged
+    }
+
+    /// Gives back what free pages that are clean have of huge pages. Where others in these are in use, they are huge pages
+    /// no more: so it is not done in passes.
+    fn purge_clean_pages(&self) {
+        if !self.has_whole_os_pages() {
+            return;
+        }
+        let mut from = self.first_huge();
+        loop {
+            let runs = self.runs();
+            let Some((start, count)) = runs.next_free(from, self.step()) else { break };
+            // SAFETY: the pages are free, and stay so while the runs are locked.
+            unsafe { sys::purge(self.at(start), count.bytes(self.geometry().page_shift())) };
+            from = start.plus(count);
+        }
     }
 
     /// Gives back the parts of pages in use, among `pages`, that hold no live block, and what lies behind the end of

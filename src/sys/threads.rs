@@ -11,10 +11,14 @@ pub(crate) fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
-/// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked.
+/// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked. If that is too
+/// small for the program's thread-local storage, which the C library takes from the stack, it has one of the usual size.
 pub(crate) fn spawn(body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) -> bool {
-    /// Beside the thread's own thread-local storage, which the C library takes from the stack.
     const STACK: usize = 256 << 10;
+    spawn_with(Some(STACK), body) || spawn_with(None, body)
+}
+
+fn spawn_with(stack: Option<usize>, body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) -> bool {
     // SAFETY: attributes and signal sets are initialised before they are used; the thread is given nothing.
     unsafe {
         let mut attributes = core::mem::zeroed();
@@ -22,7 +26,9 @@ pub(crate) fn spawn(body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void)
         if libc::pthread_attr_init(&mut attributes) != 0 {
             return false;
         }
-        libc::pthread_attr_setstacksize(&mut attributes, STACK);
+        if let Some(stack) = stack {
+            libc::pthread_attr_setstacksize(&mut attributes, stack);
+        }
         libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
