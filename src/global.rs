@@ -91,7 +91,8 @@ impl PageAllocator {
     }
 
     /// Whether a thread of its own gives free memory back, so that this does not depend on anybody's allocating.
-    /// False unless set. The thread sleeps until memory is freed. It has a small stack, and all signals blocked. There is
+    /// False unless set. The thread starts with the first free on a slow path, and in a child process, after `fork`, with
+    /// the first one there. It sleeps until memory is freed. It has a small stack, and all signals blocked. There is
     /// none if free memory is [never](Self::purge_after_ms) to go back by itself.
     ///
     /// It also takes the blocks that wait in the cache of a thread that sleeps, as [`purge`](Self::purge) does, after one
@@ -107,7 +108,8 @@ impl PageAllocator {
     /// Blocks of more than an OS page are left out, unless the program is seen to touch them as a whole, and so are those of
     /// components: what is not touched of a huge page would be resident.
     ///
-    /// Runs of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
+    /// Of runs, which are expected to be used whole, each part that is touched may have up to 2 MiB of memory. Those of
+    /// 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
     /// asks for so many zeros may mean to use only a few of them.
     ///
     /// ```
@@ -128,6 +130,9 @@ impl PageAllocator {
 
     /// The most bytes that the pages in use may have together. An allocation for which there would have to be more
     /// is not served. Unlimited unless set, but by the address space: twice the machine's memory.
+    ///
+    /// A run that has to move counts twice until it has moved, and a run that shrinks to 32 KiB or less is copied to a block: at
+    /// the limit, either may be refused.
     ///
     /// Pages in use are those that hold a live block, or one in a thread's cache. Free pages, which may still have
     /// memory for a while, are not among them, nor is the page table. With the feature `profile`, a page for each size class
