@@ -24,6 +24,7 @@ use core::sync::atomic::{Ordering::AcqRel, Ordering::Relaxed};
 const MOST_BYTES: usize = 16 << 20;
 const MOST_PAGES: PageCount = PageCount(1024);
 const MOST_CACHES: usize = 32;
+const MOST_CALLS: usize = 256;
 /// After so many passes that had nothing to do, and nobody came by meanwhile, the background thread waits until memory is freed. More
 /// than one, as some of what is freed is given back by the second pass after that.
 pub(crate) const IDLE_PASSES: u32 = 4;
@@ -133,15 +134,19 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
     if DUE.compare_exchange(due, NEVER, Relaxed, Relaxed).is_err() {
         return;
     }
-    let purged = heap.purge_free_pages(Unused::Idle, MOST_BYTES);
+    let purged = heap.purge_free_pages(Unused::Idle, MOST_BYTES, MOST_CALLS);
     let wait = if purged < MOST_BYTES {
         let (end, from) = (heap.frontier(), PageIndex(NEXT_PAGE.load(Relaxed)));
         let to = from.plus(MOST_PAGES).min(end);
-        heap.purge_parts(Unused::Idle, from.min(end)..to);
-        NEXT_PAGE.store(if to == end { 0 } else { to.0 }, Relaxed);
-        begin_period(heap);
-        thread_cache::take_from_some(heap, MOST_CACHES);
-        PERIOD.load(Relaxed)
+        let (purged, next) = heap.purge_parts(Unused::Idle, from.min(end)..to, MOST_CALLS);
+        NEXT_PAGE.store(if next == end { 0 } else { next.0 }, Relaxed);
+        if next < to && purged > 0 {
+            1
+        } else {
+            begin_period(heap);
+            thread_cache::take_from_some(heap, MOST_CACHES);
+            PERIOD.load(Relaxed)
+        }
     } else {
         1
     };
@@ -166,8 +171,8 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
 /// What the background thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
 pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
     let came_by = somebody_came_by();
-    let purged = heap.purge_free_pages(Unused::Idle, usize::MAX)
-        + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.frontier());
+    let purged = heap.purge_free_pages(Unused::Idle, usize::MAX, usize::MAX)
+        + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.frontier(), usize::MAX).0;
     begin_period(heap);
     let taken = thread_cache::take_from_all(heap, Unused::Idle);
     let idle = if came_by || purged + taken > 0 { 0 } else { idle + 1 };

@@ -12,6 +12,7 @@ use std::alloc::{Layout, System};
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 use std::{env, fs, io, ptr, thread};
 
 #[path = "common/pattern.rs"]
@@ -545,6 +546,35 @@ fn the_first_use_with_few_mappings(left: usize) {
     HEAP.check().unwrap();
 }
 
+/// Every second block is freed, so that memory goes back in many small parts; if that is refused, as of memory that is
+/// locked, it is tried again. No call of the allocator does much of it.
+fn what_goes_back_goes_a_little_at_a_time(refused: bool) {
+    const BLOCKS: usize = 20_000;
+    /// Twice what a pass has of free pages, and what it has of parts of others, and a little.
+    const MOST: usize = 2 * 256 + 64;
+    let layout = |size| Layout::from_size_align(size, 1).unwrap();
+    let mut blocks: Vec<_> = (0..BLOCKS).map(|_| Block::new(&HEAP, layout(4096), 1)).collect();
+    blocks.iter_mut().step_by(2).for_each(|block| drop(block.take()));
+    drop(Block::new(&HEAP, layout(64 << 20), 1));
+    let count = if refused { usize::MAX } else { 0 };
+    system::set(Plan { kind: Some(Kind::Purge), first: 1, count });
+    let begin = system::calls_of(Kind::Purge).0;
+    let (mut before, mut most) = (begin, 0);
+    // Until as much has been asked for as there is to ask for, at half a period for each part of a refused pass.
+    let end = Instant::now() + Duration::from_secs(if refused { 2 } else { 60 });
+    while Instant::now() < end && (refused || before - begin < BLOCKS / 4) {
+        drop(Block::new(&HEAP, layout(100_000), 1));
+        let after = system::calls_of(Kind::Purge).0;
+        (before, most) = (after, most.max(after - before));
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(before - begin >= if refused { 1 } else { BLOCKS / 4 }, "{} calls", before - begin);
+    assert!(most <= MOST, "{most} calls in one");
+    system::set(Plan::NONE);
+    drop(blocks);
+    HEAP.check().unwrap();
+}
+
 fn main() {
     // Who runs each test in a process of its own, as cargo-nextest does, asks for their names first.
     if env::args().any(|argument| argument == "--list") {
@@ -568,6 +598,9 @@ fn main() {
     }
     for taken in [false, true] {
         in_child(Plan::NONE, "a hole", || what_a_refused_move_unmapped_is_not_taken_from_others(taken));
+    }
+    for refused in [false, true] {
+        in_child(Plan::NONE, "a little at a time", || what_goes_back_goes_a_little_at_a_time(refused));
     }
 
     let each = match env::var("PMA_TEST_REFUSALS") {

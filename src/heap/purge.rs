@@ -38,8 +38,8 @@ impl<G: Geometry> Heap<G> {
     /// them in any case.
     pub fn purge(&self) -> usize {
         self.empty_quarantine(&mut self.runs());
-        let purged = self.purge_free_pages(Unused::All, usize::MAX)
-            + self.purge_parts(Unused::All, PageIndex(0)..self.frontier());
+        let purged = self.purge_free_pages(Unused::All, usize::MAX, usize::MAX)
+            + self.purge_parts(Unused::All, PageIndex(0)..self.frontier(), usize::MAX).0;
         self.purge_clean_pages();
         self.purge_table();
         purged
@@ -87,15 +87,16 @@ impl<G: Geometry> Heap<G> {
         PageIndex(page.min(self.pages().get()) as u32)
     }
 
-    /// Gives back the memory of free pages, up to about `most` bytes. With them goes what clean ones beside them have of
-    /// the same huge page.
-    pub(crate) fn purge_free_pages(&self, unused: Unused, most: usize) -> usize {
+    /// Gives back the memory of free pages, up to about `most` bytes, by at most `most_calls` system calls, of which some may
+    /// be refused. With them goes what clean ones beside them have of the same huge page.
+    pub(crate) fn purge_free_pages(&self, unused: Unused, most: usize, most_calls: usize) -> usize {
         if !self.has_whole_os_pages() {
             return 0;
         }
         let (step, first_huge) = (self.step(), self.first_huge());
-        let (mut from, mut purged) = (PageIndex(0), 0);
-        while purged < most {
+        let (mut from, mut purged, mut calls) = (PageIndex(0), 0, 0);
+        while purged < most && calls < most_calls {
+            calls += 1;
             let mut runs = self.runs();
             let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
                 break;
@@ -130,22 +131,28 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Gives back the parts of pages in use, among `pages`, that hold no live block, and what lies behind the end of
-    /// runs.
-    pub(crate) fn purge_parts(&self, unused: Unused, pages: Range<PageIndex>) -> usize {
+    /// runs, by about `most_calls` system calls. Returns how many bytes that were, and the page to go on with.
+    pub(crate) fn purge_parts(
+        &self,
+        unused: Unused,
+        pages: Range<PageIndex>,
+        most_calls: usize,
+    ) -> (usize, PageIndex) {
         if !self.has_whole_os_pages() {
-            return 0;
+            return (0, pages.end);
         }
         let grain = sys::page_size();
         let bytes = (pages.end.get() - pages.start.get()) * self.page_size();
-        let mut purged = 0;
+        let (mut purged, mut calls) = (0, 0);
         let mut next = pages.start;
-        while next < pages.end {
+        while next < pages.end && calls < most_calls {
             let page = next;
             next = page.plus(PageCount(1));
             let tag = self.table.tag(page);
             if !tag.is_divided() {
                 let (bytes, passed) = self.purge_tail(page, unused, grain);
                 purged += bytes;
+                calls += usize::from(bytes > 0);
                 next = page.plus(passed);
                 continue;
             }
@@ -158,6 +165,7 @@ impl<G: Geometry> Heap<G> {
                 continue;
             }
             for (start, end) in divided.unused_parts(grain) {
+                calls += 1;
                 // SAFETY: no block there is live, and none is handed out while the bin is locked.
                 if unsafe { sys::purge(self.at(page).add(start), end - start) } {
                     divided.note_purged(start, end, grain);
@@ -168,7 +176,7 @@ impl<G: Geometry> Heap<G> {
         if purged > bytes / PURGED_SHARE {
             self.arena.no_more_huge_pages_below(pages.end.get() * self.page_size());
         }
-        purged
+        (purged, next.min(pages.end))
     }
 
     /// Gives back the OS pages behind the end of a run, if `page`, which is not Divided, begins one. Returns how many
