@@ -2,15 +2,16 @@
 
 use page_memory_allocator::{PageAllocator, Usage};
 use std::alloc::{GlobalAlloc as _, Layout};
-use std::sync::Mutex;
+
+#[path = "common/child.rs"]
+mod child;
+use child::{assert_ended_well, in_child};
 
 /// Memory goes back only when it is told to.
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new().purge_after_ms(u32::MAX);
 
 const MIB: usize = 1 << 20;
-/// The tests share one heap, and measure it.
-static ALONE: Mutex<()> = Mutex::new(());
 
 fn usage() -> Usage {
     let usage = HEAP.usage();
@@ -26,38 +27,45 @@ fn is_more(after: usize, before: usize, bytes: usize) {
 
 #[test]
 fn the_figures_follow_what_is_allocated_freed_and_purged() {
-    let _alone = ALONE.lock().unwrap();
-    HEAP.purge();
-    let before = usage();
-    for blocks in [false, true] {
-        // 40 MiB, as one run or as blocks.
-        let (mut run, mut small) = (Vec::new(), Vec::new());
-        if blocks {
-            small = (0..40 * 1024).map(|_| vec![1u8; 1024]).collect();
-        } else {
-            run = vec![1u8; 40 * MIB];
-        }
-        let held = usage();
-        is_more(held.allocated, before.allocated + small.capacity() * size_of::<Vec<u8>>(), 40 * MIB);
-        assert!(held.active >= before.active + 40 * MIB && held.resident >= before.resident + 40 * MIB);
-        drop((run, small));
-        let freed = usage();
-        assert!(
-            freed.allocated < before.allocated + MIB && freed.active < before.active + 4 * MIB,
-            "{freed}"
-        );
-        // It is free, and has memory still.
-        assert!(freed.resident >= before.resident + 35 * MIB, "{freed} after {before}");
-        HEAP.purge();
-        let purged = usage();
-        assert!(purged.resident < before.resident + 4 * MIB, "{purged} after {before}");
-        assert!(purged.retained >= before.retained + 35 * MIB, "{purged} after {before}");
-    }
+    // In a process of its own: what the threads of other tests leave when they end is seen, too.
+    let output = in_child(
+        |_| (),
+        || {
+            HEAP.purge();
+            let before = usage();
+            for blocks in [false, true] {
+                // 40 MiB, as one run or as blocks.
+                let (mut run, mut small) = (Vec::new(), Vec::new());
+                if blocks {
+                    small = (0..40 * 1024).map(|_| vec![1u8; 1024]).collect();
+                } else {
+                    run = vec![1u8; 40 * MIB];
+                }
+                let held = usage();
+                is_more(held.allocated, before.allocated + small.capacity() * size_of::<Vec<u8>>(), 40 * MIB);
+                assert!(
+                    held.active >= before.active + 40 * MIB && held.resident >= before.resident + 40 * MIB
+                );
+                drop((run, small));
+                let freed = usage();
+                assert!(
+                    freed.allocated < before.allocated + MIB && freed.active < before.active + 4 * MIB,
+                    "{freed}"
+                );
+                // It is free, and has memory still.
+                assert!(freed.resident >= before.resident + 35 * MIB, "{freed} after {before}");
+                HEAP.purge();
+                let purged = usage();
+                assert!(purged.resident < before.resident + 4 * MIB, "{purged} after {before}");
+                assert!(purged.retained >= before.retained + 35 * MIB, "{purged} after {before}");
+            }
+        },
+    );
+    assert_ended_well(&output);
 }
 
 #[test]
 fn a_block_has_the_room_that_its_layout_was_promised() {
-    let _alone = ALONE.lock().unwrap();
     let sizes = (1..300).chain([1000, 4097, 20_000, 32_768, 32_769, 65_536, 100_001, 3 * MIB + 1]);
     for (size, align) in sizes.flat_map(|size| [1, 16, 4096].map(|align| (size, align))) {
         let layout = Layout::from_size_align(size, align).unwrap();
