@@ -75,6 +75,10 @@ pub(crate) mod sys {
     pub(crate) fn yield_now() {
         loom::thread::yield_now();
     }
+    pub(crate) fn lock_streams() {}
+    pub(crate) unsafe fn unlock_streams() {}
+    pub(crate) unsafe fn reset_streams() {}
+
     pub(crate) fn sleep(_: u64) {
         loom::thread::yield_now();
     }
@@ -208,13 +212,13 @@ pub(crate) mod heap {
             // SAFETY: as the caller says.
             unsafe { self.runs.leaked() }
         }
-        pub(crate) fn purge_free_pages(&self, _: Unused, _: usize) -> usize {
+        pub(crate) fn purge_free_pages(&self, _: Unused, _: usize, _: usize) -> usize {
             mem::take(&mut self.runs().dirty) as usize
         }
         pub(crate) fn purge_table(&self) {}
 
-        pub(crate) fn purge_parts(&self, _: Unused, _: Range<PageIndex>) -> usize {
-            0
+        pub(crate) fn purge_parts(&self, _: Unused, pages: Range<PageIndex>, _: usize) -> (usize, PageIndex) {
+            (0, pages.end)
         }
         pub(crate) fn frontier(&self) -> PageIndex {
             PageIndex(0)
