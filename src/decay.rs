@@ -141,6 +141,7 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
         let (purged, next) = heap.purge_parts(Unused::Idle, from.min(end)..to, MOST_CALLS);
         NEXT_PAGE.store(if next == end { 0 } else { next.0 }, Relaxed);
         if next < to && purged > 0 {
+            // It goes on soon, unless all is refused.
             1
         } else {
             begin_period(heap);

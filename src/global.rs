@@ -131,7 +131,8 @@ impl PageAllocator {
     }
 
     /// The most bytes that the pages in use may have together. An allocation that would need more is refused. Unless this
-    /// is set, the only limit is the address space: twice the machine's memory.
+    /// is set, the only limit is the address space: twice the machine's memory. With a limit, that is four times the limit at
+    /// most.
     ///
     /// A run that has to move counts twice until it has moved, and a run that shrinks to 32 KiB or less is copied to a block: at
     /// the limit, either may be refused.

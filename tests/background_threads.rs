@@ -1,15 +1,17 @@
 //! The allocator's own threads in programs that do not make it easy for them: with thread-local storage that takes more than the
 //! stack that such a thread asks for, and without thread caches.
 
+#[path = "common/background.rs"]
+mod background;
 #[path = "common/child.rs"]
 mod child;
 
+use background::{OF_THE_HARNESS, becomes_true, threads};
 use child::{in_child, text};
 use page_memory_allocator::PageAllocator;
 use std::cell::Cell;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
-use std::{env, fs, hint, mem, process, thread};
+use std::{env, fs, hint, mem, process};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -17,26 +19,6 @@ static HEAP: PageAllocator = PageAllocator::new();
 thread_local! {
     /// What every thread of this program has.
     static LARGE: Cell<[u8; 512 << 10]> = const { Cell::new([0; 512 << 10]) };
-}
-
-/// Threads that a test runs beside, and its own.
-const OF_THE_HARNESS: usize = 2;
-
-/// Threads of this process.
-fn threads() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-/// Waits until `condition` holds, which the clock alone does not bring about for sure.
-fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(20) {
-        if condition() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    false
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Memory that is not used goes back to the system: at once when asked for, in time otherwise.
 
+#[path = "common/background.rs"]
+mod background;
 #[path = "common/child.rs"]
 mod child;
 #[path = "common/random.rs"]
@@ -7,6 +9,7 @@ mod random;
 #[path = "common/resident.rs"]
 mod resident;
 
+use background::{OF_THE_HARNESS, becomes_true, threads};
 use child::{assert_ended_well, in_child};
 use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
 use random::Random;
@@ -15,8 +18,8 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, Instant};
-use std::{fs, hint, ptr, thread};
+use std::time::Duration;
+use std::{hint, ptr, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -42,18 +45,6 @@ fn free_shuffled<T>(mut blocks: Vec<T>) {
     while !blocks.is_empty() {
         drop(blocks.swap_remove(random.below(blocks.len())));
     }
-}
-
-/// Waits until `condition` holds, which the clock alone does not bring about for sure.
-fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(20) {
-        if condition() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    false
 }
 
 fn nothing(_: &mut Command) {}
@@ -181,14 +172,6 @@ fn nothing_goes_back_by_itself_if_that_is_turned_off() {
         },
     );
     assert_ended_well(&output);
-}
-
-/// Threads that a test runs beside, and its own.
-const OF_THE_HARNESS: usize = 2;
-
-/// Threads of this process.
-fn threads() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
 }
 
 #[test]

@@ -52,7 +52,7 @@ extern "C" fn start() {
     let block = HEAP.malloc(1);
     // SAFETY: the block is null or was just allocated.
     unsafe { HEAP.free(block) };
-    // Who looks later may wait for the loader, while a thread that opens a library waits for him.
+    // Who looks later may have to wait for the loader, and for a thread that opens a library and waits in turn.
     seen::look();
 }
 
@@ -63,7 +63,7 @@ static START: extern "C" fn() = start;
 // An indirect function: the loader calls its resolver when it relocates this library, which comes before the program is
 // relocated. Indirect functions of the program may allocate when they are resolved; thread-local storage has its first
 // values after that.
-#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+#[cfg(target_arch = "x86_64")]
 core::arch::global_asm!(
     ".pushsection .text.pma_relocated,\"ax\",@progbits",
     ".type pma_relocated, @gnu_indirect_function",
@@ -79,11 +79,11 @@ core::arch::global_asm!(
     ".popsection",
     serve = sym page_memory_allocator::serve_before_thread_local_storage,
 );
-#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+#[cfg(target_arch = "x86_64")]
 unsafe extern "C" {
     fn pma_relocated();
 }
-#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+#[cfg(target_arch = "x86_64")]
 #[used]
 static RELOCATED: unsafe extern "C" fn() = pma_relocated;
 

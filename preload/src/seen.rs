@@ -23,12 +23,14 @@ const MALLOC: [&str; 3] = ["malloc\0", "realloc\0", "free\0"];
 const BESIDE: &str = "reallocarray\0";
 
 /// Whether all that the program sees is ours, as far as was found out.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn known_to_be_ours() -> bool {
     SEEN.load(Relaxed) == OURS
 }
 
 /// Whether all that the program sees is ours.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn is_ours() -> bool {
     look() == OURS
 }

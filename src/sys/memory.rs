@@ -112,7 +112,10 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, bytes: usize) -> 
         let remapped = unsafe { remap_mapping(from.add(start), to.add(start), end - start) };
         if remapped != Remapped::Moved {
             // SAFETY: what has been moved is at the new place, and there is memory, or will be, at the old one.
-            unsafe { from.copy_from_nonoverlapping(to, start) };
+            unsafe {
+                from.copy_from_nonoverlapping(to, start);
+                purge(to, start);
+            }
             return if start > 0 && remapped == Remapped::Refused { Remapped::MappedAnew } else { remapped };
         }
         start = end;

@@ -80,8 +80,9 @@ pub(crate) fn write(stream: Stream, bytes: &[u8]) {
 /// Writes all of `bytes` to a descriptor; false if it refuses some.
 fn write_all(descriptor: libc::c_int, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
+        // As in `sleep`: the C library's function is one in which threads are cancelled.
         // SAFETY: the slice is readable for its length.
-        let written = unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
+        let written = unsafe { libc::syscall(libc::SYS_write, descriptor, bytes.as_ptr(), bytes.len()) };
         match usize::try_from(written) {
             Ok(written) => bytes = &bytes[written.min(bytes.len())..],
             Err(_) if interrupted() => {}

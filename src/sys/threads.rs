@@ -127,7 +127,7 @@ unsafe extern "C" {
     fn _IO_list_resetlock();
 }
 
-/// musl's `fork` takes its allocator's lock last, as it should be: there is nothing to do.
+/// Streams of other C libraries do not allocate from this heap: `libpma.so` is for glibc.
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn lock_streams() {}
 
