@@ -181,6 +181,7 @@ mod component;
 #[cfg(feature = "os")]
 mod decay;
 mod dump;
+mod expectation;
 mod fault;
 #[cfg(feature = "os")]
 mod first_use;

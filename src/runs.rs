@@ -34,11 +34,15 @@ mod tree;
 
 pub use tree::Summary;
 
+use crate::expectation::Expectation;
 use crate::units::{PageCount, PageIndex};
 use tree::Tree;
 
 /// Pages in a bitmap word.
 const WORD: usize = u64::BITS as usize;
+
+/// Lengths of runs that are told apart by what is expected of them; the last one is of all that are longer.
+const LENGTHS: usize = 8;
 
 /// What is known of 64 pages, a bit for each.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -81,6 +85,8 @@ pub struct Runs<'s> {
     frontier: PageIndex,
     free_pages: PageCount,
     capacity: PageCount,
+    /// Of runs, by their lengths: two doublings each.
+    expectations: [Expectation; LENGTHS],
 }
 
 impl<'s> Runs<'s> {
@@ -103,6 +109,7 @@ impl<'s> Runs<'s> {
             frontier: PageIndex(0),
             free_pages: PageCount(0),
             capacity,
+            expectations: [Expectation::NONE; LENGTHS],
         }
     }
 
@@ -163,7 +170,7 @@ impl<'s> Runs<'s> {
             debug_assert_eq!(self.words[word].sparse & mask, 0, "pages made sparse twice");
             self.words[word].sparse |= mask;
         }
-        self.update(start, count);
+        self.update(start, count, true, true);
     }
 
     /// Makes all pages dense again.
@@ -173,7 +180,7 @@ impl<'s> Runs<'s> {
         }
         let all = PageCount(self.frontier.0);
         self.words[..all.get().div_ceil(WORD)].iter_mut().for_each(|word| word.sparse = 0);
-        self.update(PageIndex(0), all);
+        self.update(PageIndex(0), all, true, true);
         self.sparse_pages = PageCount(0);
     }
 
@@ -309,6 +316,11 @@ impl<'s> Runs<'s> {
         }
     }
 
+    /// What is expected of runs of about `count` pages.
+    pub(crate) fn expectation(&mut self, count: PageCount) -> &mut Expectation {
+        &mut self.expectations[(count.0.ilog2() as usize / 2).min(LENGTHS - 1)]
+    }
+
     /// Whether `page` is free: released, or never used.
     pub fn is_free(&self, page: PageIndex) -> bool {
         page >= self.frontier || self.words[page.get() / WORD].free >> (page.get() % WORD) & 1 == 1
@@ -380,24 +392,29 @@ impl<'s> Runs<'s> {
 
     /// Marks pages free or not, and brings the summaries above them up to date.
     fn set(&mut self, start: PageIndex, count: PageCount, free: bool) {
+        let (mut dense, mut sparse) = (false, false);
         for (word, mask) in words_of(start, count) {
-            let old = self.words[word].free;
-            debug_assert_eq!(old & mask, if free { 0 } else { mask }, "pages claimed or released twice");
-            self.words[word].free = if free { old | mask } else { old & !mask };
+            let word = &mut self.words[word];
+            debug_assert_eq!(word.free & mask, if free { 0 } else { mask }, "pages claimed or released twice");
+            word.free = if free { word.free | mask } else { word.free & !mask };
+            dense |= mask & !word.sparse != 0;
+            sparse |= mask & word.sparse != 0;
         }
         if free {
             self.free_pages.0 += count.0;
         } else {
             self.free_pages.0 -= count.0;
         }
-        self.update(start, count);
+        self.update(start, count, dense, sparse);
     }
 
-    /// Brings the trees up to date after pages have changed.
-    fn update(&mut self, start: PageIndex, count: PageCount) {
+    /// Brings the trees of either kind, or of one, up to date after pages have changed.
+    fn update(&mut self, start: PageIndex, count: PageCount, dense: bool, sparse: bool) {
         let (first, last) = (start.get() / WORD, (start.get() + count.get() - 1) / WORD);
-        self.dense.update(first, last, |word| self.words[word].free_and_dense());
-        if self.sparse_pages.0 > 0 {
+        if dense {
+            self.dense.update(first, last, |word| self.words[word].free_and_dense());
+        }
+        if sparse {
             self.sparse.update(first, last, |word| self.words[word].free_and_sparse());
         }
     }

@@ -24,6 +24,8 @@ use crate::units::{ComponentIndex, PageCount, PageIndex};
 const STRETCH_SHARE: u32 = 8;
 /// Of blocks, the part that may not be touched where they are said to be touched as a whole.
 const UNTOUCHED_SHARE: usize = 8;
+/// Of a run, the part that is touched at least where runs are said to be. What grows by doubling touches as much.
+const TOUCHED_OF_RUNS: usize = 2;
 
 impl<G: Geometry> Heap<G> {
     /// A low run of `count` free pages, of which none is claimed yet; commits memory if there is none.
@@ -73,14 +75,16 @@ impl<G: Geometry> Heap<G> {
             return true;
         }
         let block = self.geometry().classes().block(tag.class());
-        block > sys::page_size()
-            && self.may_be_huge(self.frontier())
-            && !bin.expects_whole(|page| {
+        if block <= sys::page_size() || !self.may_be_huge(self.frontier()) {
+            return false;
+        }
+        let is_whole =
+            bin.expectation.take_sample().filter(|&page| self.table.tag(page) == tag).map(|page| {
                 let blocks = self.geometry().capacity(tag.class()) * block;
-                let touched = || resident::bytes_with_memory(self.at(page), self.page_size());
-                let is_same = self.table.tag(page) == tag;
-                is_same.then(|| touched() >= blocks - blocks / UNTOUCHED_SHARE)
-            })
+                resident::bytes_with_memory(self.at(page), self.page_size())
+                    >= blocks - blocks / UNTOUCHED_SHARE
+            });
+        !bin.expectation.expects_whole(is_whole)
     }
 
     /// Notes that a free page is to be divided for `bin`. It tells how much of it is touched if it has no memory yet, and
@@ -88,8 +92,72 @@ impl<G: Geometry> Heap<G> {
     pub(super) fn note_divided(&self, runs: &Runs, bin: &mut Bin, page: PageIndex) {
         let one = PageCount(1);
         if runs.dirty_within(page, one).is_none() {
-            bin.note_fresh(page, !self.may_be_huge(page) || runs.alike_from(page, one).0);
+            bin.expectation.note_fresh(page, self.has_small_pages(runs, page, one));
         }
+    }
+
+    /// A low run of `count` free pages of which much or little may be touched, as is expected; not claimed yet.
+    pub(super) fn find_run(&self, runs: &mut Runs, count: PageCount) -> Option<PageIndex> {
+        let bytes = count.bytes(self.geometry().page_shift());
+        if bytes <= sys::page_size() || !self.has_whole_os_pages() || !self.may_be_huge(runs.frontier()) {
+            return self.find(runs, count);
+        }
+        let has_memory = |&start: &PageIndex| {
+            let dirty = runs.dirty_within(start, count);
+            dirty.is_some_and(|(_, pages)| pages.0 > count.0 / 2)
+        };
+        let lowest = runs.find(count);
+        lowest
+            .filter(|start| !self.may_be_huge(start.plus(PageCount(count.0 - 1))))
+            .or_else(|| lowest.filter(has_memory))
+            .or_else(|| runs.find_sparse(count).filter(has_memory))
+            .or_else(|| {
+                if self.expects_whole_runs(runs, count) {
+                    self.find(runs, count)
+                } else {
+                    self.find_spacious(runs, count)
+                }
+            })
+    }
+
+    /// Whether a run of `count` pages will be touched as a whole, or nearly so.
+    fn expects_whole_runs(&self, runs: &mut Runs, count: PageCount) -> bool {
+        let sample = runs.expectation(count).take_sample();
+        let is_whole = sample.and_then(|head| {
+            let run = self.table.multi_run(runs, head).ok()?;
+            Some(self.is_touched_as_whole(runs, head, run))
+        });
+        runs.expectation(count).expects_whole(is_whole)
+    }
+
+    /// Whether the run at `head` was touched as a whole, or nearly so.
+    fn is_touched_as_whole(&self, runs: &Runs, head: PageIndex, count: PageCount) -> bool {
+        let asked = count.bytes(self.geometry().page_shift()) - self.table.multi_tail(runs, head);
+        let seen = asked.next_multiple_of(sys::page_size()).min(resident::WINDOW * sys::page_size());
+        resident::bytes_with_memory(self.at(head), seen) >= seen / TOUCHED_OF_RUNS
+    }
+
+    /// Has a run that is about to be freed tell how much of it was touched, if it is to.
+    pub(super) fn ask_freed_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
+        if runs.expectation(count).sample() == Some(head) {
+            runs.expectation(count).take_sample();
+            let is_whole = self.is_touched_as_whole(runs, head, count);
+            runs.expectation(count).expects_whole(Some(is_whole));
+        }
+    }
+
+    /// Notes that a run is claimed that has no memory yet.
+    pub(super) fn note_fresh_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
+        if self.arena.has_huge_pages() {
+            let tells = self.has_small_pages(runs, head, count);
+            runs.expectation(count).note_fresh(head, tells);
+        }
+    }
+
+    /// Whether pages get no more memory than is touched of them.
+    fn has_small_pages(&self, runs: &Runs, start: PageIndex, count: PageCount) -> bool {
+        !self.may_be_huge(start.plus(PageCount(count.0 - 1)))
+            || runs.alike_from(start, count) == (true, count)
     }
 
     /// Whether `page` is beyond where huge pages begin.

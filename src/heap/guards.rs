@@ -39,9 +39,15 @@ impl<G: Geometry> Heap<G> {
 
     /// Where a run of `count` pages is to begin, at an address that `align` divides, with guards around it: they are
     /// there, or their pages are free. None of the pages is claimed yet; commits memory if there are none.
-    pub(super) fn find_guarded(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+    pub(super) fn find_guarded(
+        &self,
+        runs: &mut Runs,
+        count: PageCount,
+        align: usize,
+        is_large: bool,
+    ) -> Option<PageIndex> {
         if !self.has_guards() {
-            return self.find_aligned(runs, count, align);
+            return self.find_aligned(runs, count, align, is_large);
         }
         for guards in 0..=2 {
             let Some(start) = runs.find(PageCount(count.0 + guards)) else { break };

@@ -92,11 +92,14 @@ impl<G: Geometry> Heap<G> {
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
         // of them: a table that is to fill up some day.
         let least_advised = if zeroed { LARGE_ZEROED } else { LARGE };
-        let Some((runs, start, count)) = self.claim_run(owner, layout, least_advised) else {
+        let Some((mut runs, start, count)) = self.claim_run(owner, layout, least_advised) else {
             return ptr::null_mut();
         };
         let dirty = runs.dirty_within(start, count);
         let is_fresh = dirty.is_none_or(|(_, pages)| pages.0 < count.0 / 2);
+        if dirty.is_none() && layout.size() < least_advised {
+            self.note_fresh_run(&mut runs, start, count);
+        }
         if is_fresh && layout.size() >= least_advised {
             self.advise(runs, start, count, !zeroed);
         } else {
@@ -204,13 +207,12 @@ impl<G: Geometry> Heap<G> {
     ) -> Option<PageIndex> {
         // What is left of the last huge page has memory, too, once the run's part of it is touched.
         let left = layout.size().next_multiple_of(HUGE_PAGE) - layout.size();
-        let is_aligned = layout.size() >= least_aligned
-            && left <= layout.size() / WASTED_SHARE
-            && self.arena.has_huge_pages();
+        let is_large = layout.size() >= least_aligned;
+        let is_aligned = is_large && left <= layout.size() / WASTED_SHARE && self.arena.has_huge_pages();
         let find = |runs: &mut Runs| {
-            let at_huge_page =
-                if is_aligned { self.find_guarded(runs, count, layout.align().max(HUGE_PAGE)) } else { None };
-            at_huge_page.or_else(|| self.find_guarded(runs, count, layout.align()))
+            let find = |runs: &mut Runs, align| self.find_guarded(runs, count, align, is_large);
+            let at_huge_page = if is_aligned { find(runs, layout.align().max(HUGE_PAGE)) } else { None };
+            at_huge_page.or_else(|| find(runs, layout.align()))
         };
         let start = match find(runs) {
             None if self.empty_quarantine(runs) => find(runs),
@@ -225,9 +227,19 @@ impl<G: Geometry> Heap<G> {
         touchable.then_some(start)
     }
 
-    /// A low run of `count` free pages whose address `align` divides.
-    pub(super) fn find_aligned(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
+    /// A low run of `count` free pages whose address `align` divides. A large one will be touched as a whole, whatever became
+    /// of others.
+    pub(super) fn find_aligned(
+        &self,
+        runs: &mut Runs,
+        count: PageCount,
+        align: usize,
+        is_large: bool,
+    ) -> Option<PageIndex> {
         let shift = self.geometry().page_shift();
+        if !is_large && align <= self.page_size() {
+            return self.find_run(runs, count);
+        }
         // More lies between such runs than in them.
         let sparse = count.bytes(shift) < align.min(HUGE_PAGE);
         let lowest = if sparse { self.find_apart(runs, count) } else { runs.find(count) };
@@ -292,7 +304,8 @@ impl<G: Geometry> Heap<G> {
         self.free_run(runs, head, count);
     }
 
-    fn free_run<'h>(&'h self, runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+        self.ask_freed_run(&mut runs, head, count);
         let mapping = self.table.mapping(&runs, head);
         let (mut runs, blank) = self.give_up_pages(runs, head, head, count);
         let Some(blank) = blank else {

@@ -1,9 +1,9 @@
 //! Bins: lists of the Divided pages that have free blocks, threaded through the headers.
 
 use super::PageTable;
+use crate::expectation::Expectation;
 use crate::size_class::Geometry;
 use crate::units::PageIndex;
-use core::mem;
 
 /// A page in a list, or the end of it: 1 + the page's index, or 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,21 +35,14 @@ pub struct Bin {
     pub(super) pages: u32,
     /// Those of them that are in a list.
     pub(super) listed: u32,
-    /// The page that is to tell how much of their blocks their users touch: it had no memory when it was divided, and
-    /// gets it as it is touched.
-    sample: Link,
-    /// So many pages without memory are still divided in the belief that blocks are touched as a whole, before another
-    /// is to tell.
-    whole: u8,
+    /// Of pages that are to be divided.
+    pub(crate) expectation: Expectation,
 }
-
-/// One page in so many tells whether blocks are still touched as a whole.
-const WHOLE: u8 = 32;
 
 impl Bin {
     /// A bin without pages: all zeros.
     pub const fn new() -> Bin {
-        Bin { heads: [Link::END; LISTS], pages: 0, listed: 0, sample: Link::END, whole: 0 }
+        Bin { heads: [Link::END; LISTS], pages: 0, listed: 0, expectation: Expectation::NONE }
     }
 
     /// The first page of the fullest list that has one.
@@ -74,24 +67,6 @@ impl Bin {
     /// Divided pages of this class and shard.
     pub fn pages(&self) -> usize {
         self.pages as usize
-    }
-
-    /// Whether the blocks of a page that is to be divided will be touched as a whole, by what `is_whole` tells of one that
-    /// was divided before, or told not long ago.
-    pub(crate) fn expects_whole(&mut self, is_whole: impl FnOnce(PageIndex) -> Option<bool>) -> bool {
-        if let Some(is_whole) = mem::replace(&mut self.sample, Link::END).page().and_then(is_whole) {
-            self.whole = if is_whole { WHOLE } else { 0 };
-        }
-        self.whole > 0
-    }
-
-    /// Notes that `page`, which has no memory yet, is divided, and whether it is to tell how much of it is touched.
-    pub(crate) fn note_fresh(&mut self, page: PageIndex, tells: bool) {
-        if tells {
-            self.sample = Link::to(page);
-        } else {
-            self.whole = self.whole.saturating_sub(1);
-        }
     }
 
     /// The list for a page with `free` of `capacity` blocks free, as in [`Header::list`](super::Header::list).
@@ -156,23 +131,6 @@ mod tests {
     fn the_more_blocks_a_page_has_free_the_later_is_its_list() {
         let lists = [(0, 0), (1, 1), (7, 1), (8, 2), (15, 2), (16, 3), (31, 3), (32, 4), (64, 4)];
         assert!(lists.iter().all(|&(free, list)| Bin::list_of(free, 64) == list));
-    }
-
-    #[test]
-    fn what_a_page_tells_holds_for_those_that_are_divided_next() {
-        let mut bin = Bin::new();
-        assert!(!bin.expects_whole(|_| unreachable!("no page was divided")));
-        bin.note_fresh(PageIndex(0), true);
-        assert!(bin.expects_whole(|page| Some(page == PageIndex(0))));
-        for _ in 0..WHOLE {
-            assert!(bin.expects_whole(|_| unreachable!("it was asked once")));
-            bin.note_fresh(PageIndex(1), false);
-        }
-        assert!(!bin.expects_whole(|_| unreachable!("it tells nothing")));
-        for (told, expected) in [(Some(true), true), (None, true), (Some(false), false), (None, false)] {
-            bin.note_fresh(PageIndex(5), true);
-            assert_eq!(bin.expects_whole(|_| told), expected);
-        }
     }
 
     #[test]

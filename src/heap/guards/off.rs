@@ -12,8 +12,14 @@ impl<G: Geometry> Heap<G> {
     }
 
     #[inline(always)]
-    pub(super) fn find_guarded(&self, runs: &mut Runs, count: PageCount, align: usize) -> Option<PageIndex> {
-        self.find_aligned(runs, count, align)
+    pub(super) fn find_guarded(
+        &self,
+        runs: &mut Runs,
+        count: PageCount,
+        align: usize,
+        is_large: bool,
+    ) -> Option<PageIndex> {
+        self.find_aligned(runs, count, align, is_large)
     }
 
     #[inline(always)]
