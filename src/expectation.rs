@@ -15,9 +15,8 @@ pub(crate) struct Expectation {
     left: u8,
 }
 
-/// The least and the most trust. It doubles with each sample that was touched as a whole, and is gone with one that was not.
-const LEAST_TRUST: u8 = 4;
-const MOST_TRUST: u8 = 32;
+/// The most trust. It doubles with each sample that was touched as a whole, and is gone with one that was not.
+pub(crate) const MOST_TRUST: u8 = 32;
 
 impl Expectation {
     /// That nothing is known, and that little will be touched.
@@ -36,10 +35,10 @@ impl Expectation {
     }
 
     /// Whether memory that is to be handed out will be touched as a whole, by what the [sample](Self::take_sample) tells;
-    /// `None` if that tells nothing.
-    pub(crate) fn expects_whole(&mut self, is_whole: Option<bool>) -> bool {
+    /// `None` if that tells nothing. After one that was, there is at least so much trust.
+    pub(crate) fn expects_whole(&mut self, is_whole: Option<bool>, least_trust: u8) -> bool {
         if let Some(is_whole) = is_whole {
-            self.trust = if is_whole { (self.trust * 2).clamp(LEAST_TRUST, MOST_TRUST) } else { 0 };
+            self.trust = if is_whole { (self.trust * 2).clamp(least_trust, MOST_TRUST) } else { 0 };
             self.left = self.trust;
         }
         self.left > 0
@@ -63,19 +62,19 @@ mod tests {
     #[test]
     fn what_a_page_tells_holds_for_those_that_are_handed_out_next() {
         let mut expectation = Expectation::NONE;
-        assert_eq!((expectation.take_sample(), expectation.expects_whole(None)), (None, false));
+        assert_eq!((expectation.take_sample(), expectation.expects_whole(None, 4)), (None, false));
         expectation.note_fresh(PageIndex(0), true);
         assert_eq!(expectation.take_sample(), Some(PageIndex(0)));
         for trust in [4, 8, 16, 32, 32] {
-            assert!(expectation.expects_whole(Some(true)));
+            assert!(expectation.expects_whole(Some(true), 4));
             for _ in 0..trust {
-                assert!(expectation.take_sample().is_none() && expectation.expects_whole(None));
+                assert!(expectation.take_sample().is_none() && expectation.expects_whole(None, 4));
                 expectation.note_fresh(PageIndex(1), false);
             }
-            assert!(expectation.take_sample().is_none() && !expectation.expects_whole(None));
+            assert!(expectation.take_sample().is_none() && !expectation.expects_whole(None, 4));
         }
         for (told, expected) in [(Some(true), true), (None, true), (Some(false), false), (None, false)] {
-            assert_eq!(expectation.expects_whole(told), expected);
+            assert_eq!(expectation.expects_whole(told, 4), expected);
         }
     }
 }

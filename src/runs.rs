@@ -395,7 +395,11 @@ impl<'s> Runs<'s> {
         let (mut dense, mut sparse) = (false, false);
         for (word, mask) in words_of(start, count) {
             let word = &mut self.words[word];
-            debug_assert_eq!(word.free & mask, if free { 0 } else { mask }, "pages claimed or released twice");
+            debug_assert_eq!(
+                word.free & mask,
+                if free { 0 } else { mask },
+                "pages claimed or released twice"
+            );
             word.free = if free { word.free | mask } else { word.free & !mask };
             dense |= mask & !word.sparse != 0;
             sparse |= mask & word.sparse != 0;

@@ -613,8 +613,8 @@ fn runs_of_which_little_is_touched_have_little_memory() {
 
 #[test]
 fn runs_that_are_filled_have_huge_pages() {
-    if !has_huge_pages() {
-        eprintln!("skipped: this system has no transparent huge pages");
+    if !has_huge_pages() || cfg!(feature = "hardened") {
+        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
         return;
     }
     for (count, bytes) in cases(&[(2_000, 40_000), (1_000, 256 << 10), (300, 1_000_000), (100, 3 * MIB)]) {

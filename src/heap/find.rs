@@ -7,6 +7,8 @@
 //!
 //! But programs that fill their blocks go faster with huge pages. So a page of large blocks that had no memory when it
 //! was divided is looked at when the next one is: if nearly all of it was touched, the next ones are dense, as all others.
+//! Runs that are not large are treated alike, by their lengths: one that had no memory when it was handed out tells when it is
+//! freed, or when the next one gets memory anew. How long that holds is said in `expectation.rs`.
 //! The pages of components are sparse in any case: of many parts each has pages that are not full. So are runs that are
 //! aligned to more than their length: what lies between them may stay free.
 //!
@@ -14,6 +16,7 @@
 
 use super::Heap;
 use crate::arena::HUGE_PAGE;
+use crate::expectation::MOST_TRUST;
 use crate::page_table::{Bin, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
@@ -26,6 +29,8 @@ const STRETCH_SHARE: u32 = 8;
 const UNTOUCHED_SHARE: usize = 8;
 /// Of a run, the part that is touched at least where runs are said to be. What grows by doubling touches as much.
 const TOUCHED_OF_RUNS: usize = 2;
+/// So many runs follow the first that was touched, before another is to tell: each may have 2 MiB.
+const TRUST_IN_RUNS: u8 = 4;
 
 impl<G: Geometry> Heap<G> {
     /// A low run of `count` free pages, of which none is claimed yet; commits memory if there is none.
@@ -84,7 +89,7 @@ impl<G: Geometry> Heap<G> {
                 resident::bytes_with_memory(self.at(page), self.page_size())
                     >= blocks - blocks / UNTOUCHED_SHARE
             });
-        !bin.expectation.expects_whole(is_whole)
+        !bin.expectation.expects_whole(is_whole, MOST_TRUST)
     }
 
     /// Notes that a free page is to be divided for `bin`. It tells how much of it is touched if it has no memory yet, and
@@ -122,12 +127,18 @@ impl<G: Geometry> Heap<G> {
 
     /// Whether a run of `count` pages will be touched as a whole, or nearly so.
     fn expects_whole_runs(&self, runs: &mut Runs, count: PageCount) -> bool {
+        self.ask_sample(runs, count);
+        runs.expectation(count).expects_whole(None, TRUST_IN_RUNS)
+    }
+
+    /// Has the run that is to tell what becomes of runs of `count` pages do so, if there is one.
+    fn ask_sample(&self, runs: &mut Runs, count: PageCount) {
         let sample = runs.expectation(count).take_sample();
         let is_whole = sample.and_then(|head| {
             let run = self.table.multi_run(runs, head).ok()?;
             Some(self.is_touched_as_whole(runs, head, run))
         });
-        runs.expectation(count).expects_whole(is_whole)
+        runs.expectation(count).expects_whole(is_whole, TRUST_IN_RUNS);
     }
 
     /// Whether the run at `head` was touched as a whole, or nearly so.
@@ -142,13 +153,14 @@ impl<G: Geometry> Heap<G> {
         if runs.expectation(count).sample() == Some(head) {
             runs.expectation(count).take_sample();
             let is_whole = self.is_touched_as_whole(runs, head, count);
-            runs.expectation(count).expects_whole(Some(is_whole));
+            runs.expectation(count).expects_whole(Some(is_whole), TRUST_IN_RUNS);
         }
     }
 
     /// Notes that a run is claimed that has no memory yet.
     pub(super) fn note_fresh_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
         if self.arena.has_huge_pages() {
+            self.ask_sample(runs, count);
             let tells = self.has_small_pages(runs, head, count);
             runs.expectation(count).note_fresh(head, tells);
         }
