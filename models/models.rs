@@ -4,7 +4,7 @@
 //!
 //! The files of the library that are named here are compiled a second time, with loom's atomics and cells in place of the
 //! core's. What is around them is in `surroundings.rs`, a [fence in all threads](sys::fence_all_threads) among it: each thread
-//! executes it between two of its atomic operations, any two. Two models, of the caches of threads, restate what they are about
+//! executes it between two of its atomic operations, any two. Three models, of the caches of threads, restate what they are about
 //! with the same steps and memory orders: a change to one is to be made to the other.
 //!
 //! Each model is run once more with something broken, and must fail.
@@ -25,6 +25,8 @@ mod gate;
 mod lock;
 #[path = "../src/thread_cache/raise.rs"]
 mod raise;
+#[path = "../src/page_table/state.rs"]
+mod state;
 mod surroundings;
 mod sync;
 #[path = "../src/units.rs"]
@@ -44,6 +46,7 @@ use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::atomic::{AtomicU32, AtomicUsize};
 use loom::thread;
 use size_class::BuildGeometry;
+use state::{AtomicState, State};
 use std::cell::Cell;
 use std::ptr;
 use sync::{AtomicPtr, AtomicUsize as Word};
@@ -572,4 +575,70 @@ fn nobody_goes_through_a_gate_that_was_closed() {
 #[should_panic(expected = "Causality violation")]
 fn somebody_goes_through_a_closed_gate_without_a_fence() {
     with_broken("fence", go_through_gate);
+}
+
+/// A Multi run: how much of its end nobody asked for, and what is there.
+struct Run {
+    state: AtomicState,
+    tail: AtomicU32,
+    end: UnsafeCell<u32>,
+    runs: Lock<()>,
+}
+
+/// `State`: what `keep_run`, `take_run` and `purge_tail` do to a run. Its owner frees it to its cache, and takes it from there for
+/// all of its length, or waits for the lock if somebody holds the run; meanwhile another gives its end back to the system, which
+/// nobody asked for at first.
+fn free_and_take_while_the_end_goes_back() {
+    loom::model(|| {
+        let run = Arc::new(Run {
+            state: AtomicState::new(State::MultiHead),
+            tail: AtomicU32::new(1),
+            end: UnsafeCell::new(0),
+            runs: Lock::new(()),
+        });
+        let other = {
+            let run = Arc::clone(&run);
+            thread::spawn(move || {
+                sys::be(20);
+                let _runs = run.runs.lock();
+                let held = match is_broken("hold") {
+                    true => run.state.get() == State::MultiHead,
+                    false => run.state.exchange(State::MultiHead, State::Held),
+                };
+                if held {
+                    if run.tail.load(Relaxed) > 0 {
+                        // SAFETY: that nobody uses it meanwhile is what loom verifies.
+                        run.end.with_mut(|end| unsafe { *end = 0 });
+                    }
+                    if !is_broken("hold") {
+                        run.state.set(State::MultiHead);
+                    }
+                }
+            })
+        };
+        if run.state.exchange(State::MultiHead, State::Cached) {
+            run.tail.store(0, Relaxed);
+            run.state.set(State::MultiHead);
+        } else {
+            let _runs = run.runs.lock();
+            assert_eq!(run.state.get(), State::MultiHead);
+            run.tail.store(0, Relaxed);
+        }
+        // SAFETY: as above.
+        run.end.with_mut(|end| unsafe { *end = 7 });
+        other.join().unwrap();
+        // SAFETY: as above.
+        run.end.with(|end| assert_eq!(unsafe { *end }, 7));
+    });
+}
+
+#[test]
+fn the_end_of_a_run_does_not_go_back_once_it_was_asked_for() {
+    free_and_take_while_the_end_goes_back();
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn the_end_of_a_run_goes_back_while_it_is_written_to_if_nobody_holds_it() {
+    with_broken("hold", free_and_take_while_the_end_goes_back);
 }

@@ -47,6 +47,7 @@ macro_rules! atomic {
 }
 
 atomic!(AtomicBool, loom::sync::atomic::AtomicBool, bool);
+atomic!(AtomicU8, loom::sync::atomic::AtomicU8, u8);
 atomic!(AtomicU32, loom::sync::atomic::AtomicU32, u32);
 atomic!(AtomicU64, loom::sync::atomic::AtomicU64, u64);
 atomic!(AtomicUsize, loom::sync::atomic::AtomicUsize, usize);

@@ -110,7 +110,8 @@ impl PageAllocator {
     /// Blocks of more than an OS page are left out, unless the program is seen to touch them as a whole, and so are those of
     /// components: what is not touched of a huge page would be resident.
     ///
-    /// Of runs, which are expected to be used whole, each part that is touched may have up to 2 MiB of memory. Those of
+    /// So are runs below 4 MiB, unless others of about their length are seen to be touched to the half. Of longer ones, which
+    /// are expected to be used whole, each part that is touched may have up to 2 MiB of memory. Those of
     /// 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
     /// asks for so many zeros may mean to use only a few of them.
     ///
@@ -442,6 +443,10 @@ pub(crate) fn dealloc_tagged(heap: &'static Heap<BuildGeometry>, tag: Tag, addre
 /// with. Then does what is due on a slow path.
 #[inline]
 pub(crate) fn dealloc_run(heap: &Heap<BuildGeometry>, address: usize, layout: Option<Layout>) {
+    #[cfg(not(feature = "hardened"))]
+    if thread_cache::keep_run(heap, address, layout) {
+        return decay::tick_freed(heap);
+    }
     heap.dealloc_run(address, layout);
     thread_cache::give_up_blocks(heap);
     decay::tick_freed(heap);
@@ -468,6 +473,10 @@ pub(crate) fn resize_run(
     new: Layout,
 ) -> Option<*mut u8> {
     let (old, old_size) = old;
+    #[cfg(not(feature = "hardened"))]
+    if new.size() > old_size {
+        thread_cache::make_way(heap);
+    }
     let run = component::resize_run_within_limits(heap, address, old, new, |resized| {
         profile::resized(address, old_size, resized.addr(), new.size());
     })?;
@@ -501,9 +510,21 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
     {
         return block;
     }
+    let block = alloc_unsampled(heap, layout, zeroed);
+    if block.is_null() && thread_cache::give_up_all_runs(heap) {
+        return alloc_unsampled(heap, layout, zeroed);
+    }
+    block
+}
+
+fn alloc_unsampled(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     match BuildGeometry.class_of(layout) {
         ClassIndex::NONE => {
             thread_cache::give_up_blocks(heap);
+            #[cfg(not(feature = "hardened"))]
+            if let Some(run) = thread_cache::take_run(heap, layout, zeroed) {
+                return run;
+            }
             component::run_within_limits(heap, layout, zeroed)
         }
         class => match thread_cache::current_or_made(heap, None) {

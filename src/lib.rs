@@ -48,6 +48,7 @@
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)
+//! expectation.rs    what tells which of the two                              page_table/state.rs  a page's state, atomic
 //! decay.rs          when memory goes back                                    heap/purge.rs     what goes back
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! guarded.rs        a few blocks that trap when they are misused             shards.rs         which shard is whose
@@ -82,7 +83,9 @@
 //!    blocks of which the program touches only the beginning have the lowest sparse page (`heap/find.rs`).
 //!
 //! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It
-//! grows into the free pages behind it; if it has to move, its memory is remapped.
+//! grows into the free pages behind it; if it has to move, its memory is remapped. Runs of up to 512 KiB, of a length that the
+//! thread frees and allocates in turn, it keeps for itself: they come and go by an exchange of their state in the page
+//! table, without a lock (`thread_cache/runs.rs`).
 //!
 //! # How a block is freed
 //!

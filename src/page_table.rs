@@ -4,10 +4,11 @@
 //! |---|---|---|---|
 //! | Free | 0 | zeroed | Divided, Multi head, Multi tail, guard |
 //! | Divided | class and shard | live blocks, watermark, first word, list links, busy, purged, unwritten; a bitmap beside it | Free, once no block is live; Divided of another shard |
-//! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head |
+//! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head, cached head |
 //! | Multi tail | 0 | zeroed; it is neither free nor a head | Free, waiting tail |
 //! | guard | 0 | only that it is one; in hardened builds | Free |
 //! | waiting head | 0 | length of the run, which was freed; in hardened builds | Multi head |
+//! | cached head | 0 | length of the run, which was freed and waits in a thread's cache; its tail is as that of a Multi run | Multi head |
 //! | waiting tail | 0 | only that it waits; in hardened builds | Multi tail |
 //!
 //! Whether a page is free is a bit of [`Runs`]. Tails need no writing, so a run of any length is claimed and
@@ -20,7 +21,8 @@
 //!
 //! The table is plain data: no lock, no static, no system call. Who may touch what is said by the arguments:
 //! `&mut Runs` is needed to make a page Free or to take it from there, and `&mut Bin` to use the Divided pages of
-//! the bin's class and shard. Whoever locks those two has locked the table.
+//! the bin's class and shard. Whoever locks those two has locked the table, but for Multi runs that their owners free to
+//! their threads' caches, or take from there: these change state without a lock (`page_table/state.rs`).
 //!
 //! The module is public for tests, fuzzing and benches, which drive a table without a heap around it:
 //!
@@ -53,6 +55,7 @@ mod bin;
 mod check;
 mod divided;
 mod multi;
+mod state;
 
 pub use bin::Bin;
 pub use check::{Census, Violation};
@@ -60,6 +63,7 @@ pub use divided::DividedPage;
 pub(crate) use multi::Mapping;
 
 use bin::Link;
+use state::{AtomicState, State};
 
 use crate::runs::{Runs, Summary, Word};
 use crate::size_class::{GRANULE, Geometry};
@@ -67,7 +71,7 @@ use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex}
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use static_assertions::{const_assert, const_assert_eq};
 
 /// Class and shard of a Divided page in one integer; zero for any other page.
@@ -114,24 +118,11 @@ impl Tag {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum State {
-    /// Free or Multi tail.
-    None = 0,
-    Divided,
-    MultiHead,
-    /// In nobody's use, and not to be: a reader sees it as Free.
-    Guard,
-    /// Of a run that was freed, and is not used again yet: a reader sees it as Free.
-    Waiting,
-}
-
 /// What the table knows about one page beside its bitmap. All zeros for a Free page and for a Multi tail.
 #[derive(Debug)]
 #[repr(C)]
 struct Header {
-    state: State,
+    state: AtomicState,
     /// Multi head: the component that holds the run.
     owner: ComponentIndex,
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
@@ -159,8 +150,9 @@ struct Header {
     previous: Link,
     /// Multi head: pages in the run.
     run: PageCount,
-    /// Multi head: bytes of the last page behind those that were asked for.
-    tail: u32,
+    /// Multi head: bytes of the last page behind those that were asked for. Whoever has the run may change it, and others may
+    /// look.
+    tail: AtomicU32,
 }
 
 const_assert_eq!(size_of::<Header>(), 40); // beside 64 KiB of memory; a field more is no harm
@@ -478,8 +470,9 @@ impl<G: Geometry> PageTable<G> {
         runs.claim(page, PageCount(1));
         // SAFETY: the page was free, so its header belongs to the holder of `runs`.
         let header = unsafe { &mut *self.header(page) };
-        debug_assert_eq!(header.state, State::None);
-        (header.state, header.live, header.watermark, header.first_word) = (State::Divided, 0, 0, 0);
+        debug_assert_eq!(header.state.get(), State::None);
+        header.state.set(State::Divided);
+        (header.live, header.watermark, header.first_word) = (0, 0, 0);
         let clean = runs.dirty_within(page, PageCount(1)).is_none();
         (header.busy, header.purged) = (true, if clean { u16::MAX } else { 0 });
         self.set_tag(page, tag);
@@ -494,7 +487,7 @@ impl<G: Geometry> PageTable<G> {
         let mut divided = self.divided(bin, page);
         debug_assert_eq!(divided.header.live, 0);
         divided.bitmap().fill(0);
-        divided.header.state = State::None;
+        divided.header.state.set(State::None);
         (divided.header.watermark, divided.header.first_word) = (0, 0);
         (divided.header.busy, divided.header.purged, divided.header.unwritten) = (false, 0, 0);
         self.set_tag(page, Tag::NONE);

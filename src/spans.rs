@@ -90,7 +90,10 @@ impl<G: Geometry> Heap<G> {
                         0
                     };
                     // One that is not free, and still in nobody's use, is a guard or waits.
-                    PageCount(added.0 + unadded).max(PageCount(1))
+                    match PageCount(added.0 + unadded) {
+                        PageCount(0) => table.unused_from(&runs, first),
+                        free => free,
+                    }
                 }
                 _ => PageCount(1),
             };

@@ -28,13 +28,16 @@ mod raise;
 #[cfg(feature = "hardened")]
 mod random;
 mod registry;
+#[cfg(not(feature = "hardened"))]
+mod runs;
 mod size;
 mod stacks;
 
 pub(crate) use idle::{take_from_all, take_from_some};
 pub(crate) use lifetime::{current_or_made, exit_key, make_another, retire};
 pub(crate) use registry::{
-    call_for_blocks, component_totals, forget_other_threads, lock_registry, totals, unlock_registry,
+    call_for_blocks, component_totals, forget_other_threads, give_up_all_runs, kept_pages, lock_registry,
+    totals, unlock_registry,
 };
 
 use crate::component::Family;
@@ -49,7 +52,7 @@ use crate::profile::Countdown;
 use crate::size_class::built::CLASS_COUNT;
 use crate::size_class::{BuildGeometry, Geometry, may_begin_at};
 use crate::tls;
-use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
+use crate::units::{ClassIndex, ComponentIndex, PageCount, ShardIndex};
 use core::cell::Cell;
 use core::ptr;
 use core::slice;
@@ -57,6 +60,10 @@ use core::sync::atomic::{AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compile
 use fast::{UNMARKED, mark};
 use gate::Gate;
 use registry::CALLS;
+#[cfg(not(feature = "hardened"))]
+use runs::KeptRuns;
+#[cfg(not(feature = "hardened"))]
+pub(crate) use runs::{keep_run, make_way, take_run};
 use size::{ALIASING_SLOTS, USUAL_BYTES, USUAL_WORDS, most_words};
 use stacks::{Stacks, put_slots};
 use static_assertions::const_assert;
@@ -78,6 +85,8 @@ pub(crate) struct ThreadCache {
     shard_bits: u16,
     local: Stacks,
     remote: Stacks,
+    #[cfg(not(feature = "hardened"))]
+    kept: KeptRuns,
     shard: ShardIndex,
     /// Bytes of blocks that the stacks have slots for, and to which they may have.
     slot_bytes: Cell<usize>,
@@ -120,6 +129,8 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     shard_bits: 0,
     local: Stacks::NONE,
     remote: Stacks::UNUSED,
+    #[cfg(not(feature = "hardened"))]
+    kept: KeptRuns::NONE,
     shard: ShardIndex(0),
     slot_bytes: Cell::new(0),
     most_bytes: 0,
@@ -377,11 +388,31 @@ impl ThreadCache {
             self.calls.set(CALLS.load(Relaxed));
             self.local.flush(heap);
             self.remote.flush(heap);
+            self.give_up_runs(heap);
         }
         if self.passes.get() != decay::passes() {
             self.passes.set(decay::passes());
+            self.give_up_runs(heap);
             self.shrink(heap);
         }
+    }
+
+    /// Gives the runs back that its thread keeps. Returns how many bytes they had.
+    fn give_up_runs(&self, heap: &Heap<BuildGeometry>) -> usize {
+        #[cfg(not(feature = "hardened"))]
+        return self.kept.give_up(heap);
+        #[cfg(feature = "hardened")]
+        let _ = heap;
+        #[cfg(feature = "hardened")]
+        0
+    }
+
+    /// Pages of runs that its thread keeps, as another may count them.
+    fn kept_pages(&self) -> PageCount {
+        #[cfg(not(feature = "hardened"))]
+        return self.kept.pages();
+        #[cfg(feature = "hardened")]
+        PageCount(0)
     }
 
     /// The component that the cache serves.
@@ -394,6 +425,7 @@ impl ThreadCache {
         self.alone(|| {
             self.local.flush(heap);
             self.remote.flush(heap);
+            self.give_up_runs(heap);
         });
     }
 

@@ -388,6 +388,76 @@ mod global {
         dies_of(OTHER_LAYOUT, HEAD, || free_at_last(alloc(RUN), Layout::new::<[u8; 2 * PAGE]>()));
     }
 
+    /// Has the thread keep the runs of [`RUN`]'s length that it frees.
+    fn keep_runs() {
+        drop(black_box(Box::new(0)));
+        for _ in 0..2 {
+            // SAFETY: the run is live.
+            unsafe { free(alloc(RUN), RUN) };
+        }
+    }
+
+    #[test]
+    fn a_run_twice_that_its_thread_keeps() {
+        dies_of(FREE_PAGE, "Free", || {
+            keep_runs();
+            let run = alloc(RUN);
+            announce(run);
+            // SAFETY: none for the second call, as said there.
+            unsafe {
+                free(run, RUN);
+                free(run, RUN);
+            }
+            survived();
+        });
+    }
+
+    #[test]
+    fn a_run_of_unknown_size_that_another_thread_keeps() {
+        dies_of(FREE_PAGE, "Free", || {
+            keep_runs();
+            let run = alloc(RUN);
+            announce(run);
+            // SAFETY: the run is live.
+            unsafe { free(run, RUN) };
+            let run = AtomicPtr::new(run);
+            let _ = thread::spawn(move || {
+                keep_runs();
+                // SAFETY: none, as said there.
+                unsafe { GLOBAL.free(run.load(Ordering::Relaxed)) };
+            })
+            .join();
+            survived();
+        });
+    }
+
+    #[test]
+    fn a_run_that_would_be_kept_as_one_of_another_length() {
+        dies_of(OTHER_LAYOUT, HEAD, || {
+            keep_runs();
+            let run = alloc(RUN);
+            announce(run);
+            // SAFETY: none. The allocator is to find that out, and ends the process.
+            unsafe { free(run, Layout::new::<[u8; 2 * PAGE]>()) };
+            survived();
+        });
+    }
+
+    #[test]
+    fn a_run_made_longer_that_its_thread_keeps() {
+        dies_of(FREE_PAGE, "Free", || {
+            keep_runs();
+            let run = alloc(RUN);
+            announce(run);
+            // SAFETY: none for the second call, as said there.
+            unsafe {
+                free(run, RUN);
+                GLOBAL.realloc(run, RUN, 4 * PAGE);
+            }
+            survived();
+        });
+    }
+
     #[test]
     fn a_run_twice() {
         dies_of(FREE_PAGE, "Free", || {

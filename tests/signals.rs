@@ -248,10 +248,14 @@ fn a_handler_may_come_after_any_instruction_of_a_fast_path() {
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
 }
 
+/// A run that no thread keeps for itself, which would take no lock.
+#[cfg(target_arch = "x86_64")]
+const LONG_RUN: usize = 2_000_000;
+
 /// Allocates and frees where its thread may have the locks.
 #[cfg(target_arch = "x86_64")]
 extern "C" fn of_all_kinds(_: libc::c_int) {
-    for size in [64, 40_000] {
+    for size in [64, LONG_RUN] {
         free(alloc(size), size);
     }
     HANDLED.fetch_add(1, Relaxed);
@@ -260,7 +264,7 @@ extern "C" fn of_all_kinds(_: libc::c_int) {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_handler_that_comes_with_a_lock_held_ends_the_program_with_a_line() {
-    let output = in_child(|_| (), || step_by_step(of_all_kinds, || free(alloc(50_000), 50_000)));
+    let output = in_child(|_| (), || step_by_step(of_all_kinds, || free(alloc(LONG_RUN), LONG_RUN)));
     assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGABRT), LINE));
 }
 

@@ -71,7 +71,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Pages of a run for `layout`; `None` for more than any arena has.
-    fn pages_for(&self, layout: Layout) -> Option<PageCount> {
+    pub(crate) fn pages_for(&self, layout: Layout) -> Option<PageCount> {
         PageCount::holding(layout.size().max(1), self.geometry().page_shift())
     }
 
@@ -296,6 +296,49 @@ impl<G: Geometry> Heap<G> {
             page = page.plus(alike);
         }
         true
+    }
+
+    /// Takes the run at `address`, which is being freed, for the calling thread's cache, if it is one that `wanted` says is
+    /// wanted; with `layout`, only if it may have been allocated with that. Returns its length. Takes no lock.
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    pub(crate) fn cache_run(
+        &self,
+        address: usize,
+        layout: Option<Layout>,
+        wanted: impl FnOnce(PageCount) -> bool,
+    ) -> Option<(PageIndex, PageCount)> {
+        let head = self.table.page_of(address).filter(|&head| self.table.address_of(head) == address)?;
+        let fits = |count| layout.is_none_or(|layout| self.pages_for(layout) == Some(count));
+        let count = self.table.cache_multi(head, |count| fits(count) && wanted(count))?;
+        Some((head, count))
+    }
+
+    /// Makes the run of `count` pages at `head` one for `layout`, with zeros if they are wanted. The calling thread had it in
+    /// its cache. Takes no lock.
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    pub(crate) fn uncache_run(
+        &self,
+        head: PageIndex,
+        count: PageCount,
+        layout: Layout,
+        zeroed: bool,
+    ) -> *mut u8 {
+        self.table.uncache_multi(head, self.tail(count, layout));
+        let run = self.pointer(self.table.address_of(head));
+        if zeroed {
+            // SAFETY: the run is the caller's to be, and as long.
+            unsafe { run.write_bytes(0, layout.size()) };
+        }
+        run
+    }
+
+    /// Frees the run at `head`, which the calling thread had in its cache, or took from another's.
+    #[cfg(not(feature = "hardened"))]
+    pub(crate) fn free_cached_run(&self, head: PageIndex) {
+        self.table.uncache_multi(head, 0);
+        self.dealloc_run(self.table.address_of(head), None);
     }
 
     /// Frees the run at `address`; with `layout`, only if that is what it was allocated with.

@@ -187,13 +187,16 @@ impl<G: Geometry> Heap<G> {
             let free = runs.free_from(page, TABLE_STEP);
             return (0, free.max(PageCount(1)));
         };
-        let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
-        // SAFETY: nobody asked for these bytes, and the run stays while the runs are locked.
-        if bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) } {
-            self.table.note_multi_tail_purged(&mut runs, page);
-            (bytes, count)
-        } else {
-            (0, count)
+        if !self.table.hold_multi(&mut runs, page) {
+            return (0, count);
         }
+        let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
+        // SAFETY: nobody asked for these bytes, and the run stays while it is held.
+        let purged = bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) };
+        if purged {
+            self.table.note_multi_tail_purged(&mut runs, page);
+        }
+        self.table.let_go_multi(&mut runs, page);
+        (if purged { bytes } else { 0 }, count)
     }
 }

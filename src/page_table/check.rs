@@ -5,6 +5,7 @@ use super::{Bin, Header, Mapping, PageTable, State, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::units::{PageCount, PageIndex};
+use core::sync::atomic::Ordering::Relaxed;
 
 /// An invariant that does not hold, and the page (or the first page concerned) where it was seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,21 +56,29 @@ impl<G: Geometry> PageTable<G> {
             let header = unsafe { &*self.header(page) };
             let tag = self.tag(page);
             let mut pages = PageCount(1);
-            if header.state != State::MultiHead && header.mapping != Mapping::Usual {
+            // A run may go to a thread's cache, or come from there, at any time.
+            let state = header.state.get();
+            if state != State::MultiHead && header.mapping != Mapping::Usual {
                 return fail("a page that begins no run is mapped apart", page);
             }
             if runs.is_free(page) {
-                if header.state != State::None || tag.is_divided() {
+                if state != State::None || tag.is_divided() {
                     return fail("a free page has a state", page);
                 }
-                let figures = [header.live, header.watermark, header.first_word, header.run.0, header.tail];
+                let figures = [
+                    header.live,
+                    header.watermark,
+                    header.first_word,
+                    header.run.0,
+                    header.tail.load(Relaxed),
+                ];
                 let parts = header.purged | header.unwritten;
                 if figures != [0; 5] || header.busy || header.blank || parts != 0 {
                     return fail("a free page has a header that is not blank", page);
                 }
                 census.free_pages += 1;
             } else {
-                match header.state {
+                match state {
                     State::None => return fail("a page is neither free nor part of anything", page),
                     State::MultiHead => {
                         pages = header.run;
@@ -79,7 +88,8 @@ impl<G: Geometry> PageTable<G> {
                     }
                     State::Guard if tag.is_divided() => return fail("a guard has a class", page),
                     State::Guard => census.free_pages += 1,
-                    State::Waiting => {
+                    State::Held => return fail("a run is held by nobody", page),
+                    State::Waiting | State::Cached => {
                         pages = header.run;
                         self.check_multi(runs, page, pages)?;
                         census.free_pages += pages.get();
@@ -104,7 +114,7 @@ impl<G: Geometry> PageTable<G> {
             return Err(Violation { what: "a run leaves the arena", page: head });
         }
         // SAFETY: `check` has exclusive use of all headers.
-        let state = |page| unsafe { (*self.header(page)).state };
+        let state = |page| unsafe { (*self.header(page)).state.get() };
         let of_tail = if state(head) == State::Waiting { State::Waiting } else { State::None };
         for page in (head.0..head.plus(count).0).map(PageIndex) {
             let whole = !runs.is_free(page) && !self.tag(page).is_divided();

@@ -79,7 +79,8 @@ impl ThreadCache {
 
     /// Whether nothing can be taken from it, as far as can be seen from outside.
     fn has_nothing(&self) -> bool {
-        self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks))
+        self.kept_pages().0 == 0
+            && self.stacks().all(|(stacks, class)| stacks.held(class) <= self.left_of(stacks))
     }
 
     /// Gives what it can of a kind back to its pages, for another thread, which has closed the gate. Returns how many bytes of
@@ -92,7 +93,7 @@ impl ThreadCache {
             }
             self.looked_at.set(pass);
         }
-        let bytes = Cell::new(0);
+        let bytes = Cell::new(self.give_up_runs(heap));
         let count = |class, taken| bytes.set(bytes.get() + taken * SizeClasses::BUILD.block(class));
         let wanted = self.stacks().filter(|&(stacks, class)| {
             !stacks.words(class).0.is_null() && (kind == Unused::All || stacks.is_idle(class))

@@ -1,6 +1,8 @@
 //! How a thread gets its cache, and what becomes of that when the thread ends.
 
 use super::registry::{CALLS, REGISTRY, Registry};
+#[cfg(not(feature = "hardened"))]
+use super::runs::KeptRuns;
 use super::size::CACHE_BYTES;
 use super::stacks::{Stacks, classes};
 use super::{BUSY, EMPTY, GONE, Gate, ThreadCache, current};
@@ -38,6 +40,8 @@ impl ThreadCache {
             shard_bits: Tag::new(shard, ClassIndex::NONE).bits(),
             local: Stacks::NONE,
             remote: Stacks::NONE,
+            #[cfg(not(feature = "hardened"))]
+            kept: KeptRuns::NONE,
             shard,
             slot_bytes: Cell::new(0),
             most_bytes,
@@ -154,6 +158,7 @@ pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
             stacks.flush(heap);
             classes().for_each(|class| stacks.drop_words(class));
         }
+        cache.give_up_runs(heap);
         // Behind the gate: whoever closes it finds the cache in the registry.
         // SAFETY: it was put there when it was made.
         unsafe { REGISTRY.lock().remove(cache) };

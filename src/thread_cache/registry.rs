@@ -10,7 +10,7 @@ use crate::lock::Lock;
 use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{BuildGeometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
 use crate::sys;
-use crate::units::ShardIndex;
+use crate::units::{PageCount, ShardIndex};
 use core::mem;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -205,6 +205,20 @@ pub(crate) unsafe fn forget_other_threads() {
             *threads = 1;
         }
     });
+}
+
+/// Pages of runs that all threads keep. Threads at work may change it meanwhile.
+pub(crate) fn kept_pages() -> PageCount {
+    PageCount(REGISTRY.lock().caches().map(|cache| cache.kept_pages().0).sum())
+}
+
+/// Gives back the runs that the calling thread keeps, and what can be taken from others if they keep any. False if nobody does.
+#[cold]
+pub(crate) fn give_up_all_runs(heap: &Heap<BuildGeometry>) -> bool {
+    let cache = current();
+    let own = if cache.is_sentinel() { 0 } else { cache.alone(|| cache.give_up_runs(heap)) };
+    let others = if kept_pages().0 > 0 { take_from_all(heap, Unused::All) } else { 0 };
+    own + others > 0
 }
 
 /// What all thread caches hold.

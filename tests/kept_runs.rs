@@ -1,0 +1,240 @@
+//! Freed runs that a thread keeps for itself: free to all who look, at hand for the thread, and nobody's loss.
+#![cfg(not(feature = "hardened"))]
+
+use page_memory_allocator::PageAllocator;
+use page_memory_allocator::size_class::built;
+use std::alloc::{GlobalAlloc, Layout};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::{env, thread};
+
+#[path = "common/child.rs"]
+mod child;
+#[path = "common/pattern.rs"]
+mod pattern;
+#[path = "common/random.rs"]
+mod random;
+use child::{assert_ended_well, in_child};
+use pattern::{fill, verify};
+use random::Random;
+
+#[global_allocator]
+static HEAP: PageAllocator = PageAllocator::new();
+
+const PAGE: usize = built::PAGE_SIZE;
+const RUN: Layout = Layout::new::<[u8; 3 * PAGE]>();
+
+fn alloc(layout: Layout) -> *mut u8 {
+    // SAFETY: the layout has a size.
+    let run = unsafe { HEAP.alloc(layout) };
+    assert!(!run.is_null());
+    run
+}
+
+/// Frees a live run.
+fn free(run: *mut u8, layout: Layout) {
+    // SAFETY: the caller's run has this layout.
+    unsafe { HEAP.dealloc(run, layout) };
+}
+
+/// Has the calling thread keep the runs of `layout` that it frees.
+fn want(layout: Layout) {
+    drop(Box::new(0));
+    free(alloc(layout), layout);
+    free(alloc(layout), layout);
+}
+
+fn alone<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) {
+    assert_ended_well(&in_child(prepare, body));
+}
+
+#[test]
+fn a_run_that_is_kept_is_free_to_all_who_look_and_the_next_of_its_length() {
+    alone(
+        |_| (),
+        || {
+            want(RUN);
+            let (pages, live) = (HEAP.summary().free_pages, HEAP.summary().live_bytes);
+            let run = alloc(RUN);
+            assert_eq!(HEAP.summary().free_pages.get() + 3, pages.get());
+            let census = HEAP.check().unwrap();
+            free(run, RUN);
+            assert_eq!((HEAP.summary().free_pages, HEAP.summary().live_bytes), (pages, live));
+            let after = HEAP.check().unwrap();
+            assert_eq!((after.runs + 1, after.free_pages), (census.runs, census.free_pages + 3));
+            // One of another length has the lowest place, which is not free as long as the run is kept.
+            let longer = Layout::new::<[u8; 4 * PAGE]>();
+            let other = alloc(longer);
+            assert_eq!(alloc(RUN), run);
+            free(other, longer);
+            free(run, RUN);
+            HEAP.purge();
+            assert_eq!(alloc(longer), run, "the place of the run is not free after all is given back");
+        },
+    );
+}
+
+#[test]
+fn a_run_that_was_kept_holds_zeros_where_they_are_asked_for() {
+    alone(
+        |_| (),
+        || {
+            want(RUN);
+            let run = alloc(RUN);
+            // SAFETY: the run is as long as its layout.
+            unsafe {
+                run.write_bytes(0xa5, RUN.size());
+                free(run, RUN);
+                let zeroed = HEAP.alloc_zeroed(Layout::new::<[u8; 3 * PAGE - 100]>());
+                assert_eq!(zeroed, run);
+                assert!((0..3 * PAGE - 100).all(|at| zeroed.add(at).read() == 0));
+                let aligned = Layout::from_size_align(3 * PAGE, 16 * PAGE).unwrap();
+                free(zeroed, Layout::new::<[u8; 3 * PAGE - 100]>());
+                assert!(alloc(aligned).addr().is_multiple_of(16 * PAGE));
+            }
+        },
+    );
+}
+
+#[test]
+fn a_run_grows_into_the_place_of_one_that_is_kept() {
+    alone(
+        |_| (),
+        || {
+            want(RUN);
+            let (run, neighbour) = (alloc(RUN), alloc(RUN));
+            assert_eq!(run.wrapping_add(RUN.size()), neighbour);
+            free(neighbour, RUN);
+            // SAFETY: the run is live, and has this layout.
+            let grown = unsafe { HEAP.realloc(run, RUN, 6 * PAGE) };
+            assert_eq!(grown, run);
+            free(grown, Layout::new::<[u8; 6 * PAGE]>());
+            HEAP.check().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_a_thread_kept_is_free_once_it_ends_or_others_ask_for_it() {
+    alone(
+        |_| (),
+        || {
+            let all = HEAP.summary().free_pages;
+            thread::spawn(|| want(RUN)).join().unwrap();
+            let (kept, asked) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+            let sleeper = {
+                let (kept, asked) = (Arc::clone(&kept), Arc::clone(&asked));
+                thread::spawn(move || {
+                    let run = alloc(RUN);
+                    free(run, RUN);
+                    want(RUN);
+                    kept.wait();
+                    asked.wait();
+                    run.addr()
+                })
+            };
+            kept.wait();
+            HEAP.purge();
+            let run = alloc(RUN);
+            asked.wait();
+            // It sleeps with the run in its cache, where the system lets nobody take it from there.
+            let place = sleeper.join().unwrap();
+            assert!(run.addr() == place || !has_membarrier(), "{run:p} {place:x}");
+            free(run, RUN);
+            assert!(HEAP.summary().free_pages.get() + 4 >= all.get());
+            HEAP.check().unwrap();
+        },
+    );
+}
+
+fn has_membarrier() -> bool {
+    // SAFETY: a query.
+    unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) > 0 }
+}
+
+/// At the limit, what others keep is not what an allocation is refused for.
+#[test]
+fn runs_that_threads_keep_are_no_reason_to_refuse_another() {
+    alone(
+        |command| {
+            command.env("PMA_LIMIT", "8M");
+        },
+        || {
+            let (kept, asked) = (Arc::new(Barrier::new(4)), Arc::new(Barrier::new(4)));
+            let sleepers: Vec<_> = (0..3)
+                .map(|_| {
+                    let (kept, asked) = (Arc::clone(&kept), Arc::clone(&asked));
+                    thread::spawn(move || {
+                        want(Layout::new::<[u8; 8 * PAGE]>());
+                        kept.wait();
+                        asked.wait();
+                    })
+                })
+                .collect();
+            kept.wait();
+            // All that is left, but for a few pages: what is kept is less than that.
+            let summary = HEAP.summary();
+            let used = summary.divided_pages.get() + summary.multi_pages.get();
+            let most = Layout::from_size_align(((8 << 20) / PAGE - used - 8) * PAGE, 8).unwrap();
+            let run = alloc(most);
+            asked.wait();
+            sleepers.into_iter().for_each(|sleeper| sleeper.join().unwrap());
+            free(run, most);
+        },
+    );
+}
+
+/// Runs are filled, and looked at again, while the ends of others, and of those that they were before, go back to the system as
+/// fast as can be.
+#[test]
+fn runs_keep_what_they_hold_while_ends_of_runs_go_back() {
+    let rounds: usize = env::var("PMA_TEST_ROUNDS").map_or(2_000, |rounds| rounds.parse().expect("a number"));
+    alone(
+        |command| {
+            command.env("PMA_PURGE_MS", "2").env("PMA_BACKGROUND_PURGE", "1");
+        },
+        || {
+            static DONE: AtomicBool = AtomicBool::new(false);
+            let purger = thread::spawn(|| {
+                while !DONE.load(Ordering::Relaxed) {
+                    HEAP.purge();
+                    HEAP.check().unwrap();
+                    let summary = HEAP.summary();
+                    assert!(summary.free_pages.get() * PAGE <= summary.reserved_bytes);
+                }
+            });
+            let workers: Vec<_> = (1..=3)
+                .map(|seed| {
+                    thread::spawn(move || {
+                        let mut random = Random::new(seed);
+                        let mut runs: Vec<(*mut u8, Layout)> = Vec::new();
+                        for round in 0..rounds {
+                            let size = 33_000 + random.below(4 * PAGE);
+                            let layout = Layout::from_size_align(size, 8).unwrap();
+                            let run = alloc(layout);
+                            // SAFETY: the runs are this thread's, and as long as their layouts.
+                            unsafe { fill(run.add(size - 3_000), 3_000, run.addr() + size) };
+                            runs.push((run, layout));
+                            if runs.len() > 4 {
+                                let (run, layout) = runs.swap_remove(random.below(5));
+                                let size = layout.size();
+                                // SAFETY: as above; it was filled so.
+                                unsafe { verify(run.add(size - 3_000), 3_000, run.addr() + size) };
+                                free(run, layout);
+                            }
+                            if round % 64 == 0 {
+                                thread::yield_now();
+                            }
+                        }
+                        runs.into_iter().for_each(|(run, layout)| free(run, layout));
+                    })
+                })
+                .collect();
+            workers.into_iter().for_each(|worker| worker.join().unwrap());
+            DONE.store(true, Ordering::Relaxed);
+            purger.join().unwrap();
+            HEAP.check().unwrap();
+        },
+    );
+}
