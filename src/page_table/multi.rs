@@ -142,6 +142,7 @@ impl<G: Geometry> PageTable<G> {
     /// Takes the live Multi run at `head` from its owner, no component, for a thread's cache, if it is mapped as usual and
     /// `wanted` of its length. Without the lock of the runs: who holds that may look at the run meanwhile, and no more.
     /// Returns its length.
+    #[cfg(not(feature = "hardened"))]
     pub(crate) fn cache_multi(
         &self,
         head: PageIndex,
@@ -165,6 +166,7 @@ impl<G: Geometry> PageTable<G> {
 
     /// Has a run that [waits in the calling thread's cache](Self::cache_multi) be a live one, with so many bytes at its end that
     /// are not asked for. Without the lock of the runs, as there.
+    #[cfg(not(feature = "hardened"))]
     pub(crate) fn uncache_multi(&self, head: PageIndex, tail: usize) {
         let header = self.header(head);
         // SAFETY: as in `cache_multi`.
