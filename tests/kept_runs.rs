@@ -189,7 +189,7 @@ fn runs_that_threads_keep_are_no_reason_to_refuse_another() {
 /// fast as can be.
 #[test]
 fn runs_keep_what_they_hold_while_ends_of_runs_go_back() {
-    let rounds: usize = env::var("PMA_TEST_ROUNDS").map_or(2_000, |rounds| rounds.parse().expect("a number"));
+    let rounds: usize = env::var("PMA_TEST_ROUNDS").map_or(500, |rounds| rounds.parse().expect("a number"));
     alone(
         |command| {
             command.env("PMA_PURGE_MS", "2").env("PMA_BACKGROUND_PURGE", "1");
