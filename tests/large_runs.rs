@@ -214,61 +214,49 @@ fn runs_that_move_and_are_freed_leave_few_mappings_behind() {
         || {
             let heap = HeapOptions::new().capacity(1024 * MIB).build().unwrap();
             let mut random = Random::new(3);
-            let before = mappings();
-            move_about(&heap, &mut random, before);
-            // Some ranges are kept from huge pages for good: no more of them are needed the next time.
-            let left = mappings();
-            assert!(left - before <= 48, "{}", left - before);
-            for _ in 0..3 {
-                move_about(&heap, &mut random, before);
-                assert!(mappings() <= left + 12, "{left} mappings, then {}", mappings());
+            let mut runs: Vec<(*mut u8, usize, usize)> = Vec::new();
+            let (before, mut most, mut moves) = (mappings(), 0, 0);
+            for step in 0..4_000 {
+                let bytes = MIB + random.below(5 * MIB);
+                if runs.len() < 60 {
+                    let run = heap.alloc(layout(bytes));
+                    assert!(!run.is_null());
+                    fill(run, 4096, step);
+                    runs.push((run, bytes, step));
+                    continue;
+                }
+                let at = random.below(runs.len());
+                let (run, old, salt) = runs[at];
+                assert!(is_filled(run, 4096, salt));
+                // SAFETY: the run is live.
+                unsafe {
+                    if random.below(3) == 0 {
+                        heap.dealloc(run, layout(old));
+                        runs.swap_remove(at);
+                    } else {
+                        let moved = heap.realloc(run, layout(old), bytes);
+                        assert!(!moved.is_null());
+                        moves += usize::from(moved != run);
+                        runs[at] = (moved, bytes, salt);
+                    }
+                }
+                if step % 100 == 0 {
+                    most = most.max(mappings() - before);
+                    heap.check().unwrap();
+                }
             }
+            assert!(moves > 300, "{moves}");
+            assert!(most <= 3 * 60, "{most}");
+            for (run, bytes, salt) in runs {
+                assert!(is_filled(run, 4096, salt));
+                // SAFETY: the run is live.
+                unsafe { heap.dealloc(run, layout(bytes)) };
+            }
+            assert!(mappings() - before <= 12, "{}", mappings() - before);
+            assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
         },
     );
     assert_ended_well(&output);
-}
-
-/// Has up to 60 runs of one to six megabytes, of which little is touched, come, move and go, until none is left.
-fn move_about(heap: &Heap, random: &mut Random, mappings_before: usize) {
-    let mut runs: Vec<(*mut u8, usize, usize)> = Vec::new();
-    let (mut most, mut moves) = (0, 0);
-    for step in 0..4_000 {
-        let bytes = MIB + random.below(5 * MIB);
-        if runs.len() < 60 {
-            let run = heap.alloc(layout(bytes));
-            assert!(!run.is_null());
-            fill(run, 4096, step);
-            runs.push((run, bytes, step));
-            continue;
-        }
-        let at = random.below(runs.len());
-        let (run, old, salt) = runs[at];
-        assert!(is_filled(run, 4096, salt));
-        // SAFETY: the run is live.
-        unsafe {
-            if random.below(3) == 0 {
-                heap.dealloc(run, layout(old));
-                runs.swap_remove(at);
-            } else {
-                let moved = heap.realloc(run, layout(old), bytes);
-                assert!(!moved.is_null());
-                moves += usize::from(moved != run);
-                runs[at] = (moved, bytes, salt);
-            }
-        }
-        if step % 100 == 0 {
-            most = most.max(mappings() - mappings_before);
-            heap.check().unwrap();
-        }
-    }
-    assert!(moves > 300, "{moves}");
-    assert!(most <= 3 * 60, "{most}");
-    for (run, bytes, salt) in runs {
-        assert!(is_filled(run, 4096, salt));
-        // SAFETY: the run is live.
-        unsafe { heap.dealloc(run, layout(bytes)) };
-    }
-    assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!
 //! But programs that fill their blocks go faster with huge pages. So a page of large blocks that had no memory when it
 //! was divided is looked at when the next one is: if nearly all of it was touched, the next ones are dense, as all others.
-//! Runs that are not large are treated alike, by their lengths: one that had no memory when it was handed out tells when it is
+//! Runs of up to a megabyte are treated alike, by their lengths, and longer ones that are not large have mappings of their own instead: one that had no memory when it was handed out tells when it is
 //! freed, or when the next one gets memory anew. How long that holds is said in `expectation.rs`.
 //! The pages of components are sparse in any case: of many parts each has pages that are not full. So are runs that are
 //! aligned to more than their length: what lies between them may stay free.
@@ -27,6 +27,8 @@ use crate::units::{ComponentIndex, PageCount, PageIndex};
 const STRETCH_SHARE: u32 = 8;
 /// Of blocks, the part that may not be touched where they are said to be touched as a whole.
 const UNTOUCHED_SHARE: usize = 8;
+/// Longer runs are not sparse, but have mappings of their own where they are to do without huge pages: sparse ranges stay.
+const LONGEST_SPARSE: usize = HUGE_PAGE / 2;
 /// Of a run, the part that is touched at least where runs are said to be. What grows by doubling touches as much.
 const TOUCHED_OF_RUNS: usize = 2;
 /// So many runs follow the first that was touched, before another is to tell: each may have 2 MiB.
@@ -104,7 +106,8 @@ impl<G: Geometry> Heap<G> {
     /// A low run of `count` free pages of which much or little may be touched, as is expected; not claimed yet.
     pub(super) fn find_run(&self, runs: &mut Runs, count: PageCount) -> Option<PageIndex> {
         let bytes = count.bytes(self.geometry().page_shift());
-        if bytes <= sys::page_size() || !self.has_whole_os_pages() || !self.may_be_huge(runs.frontier()) {
+        let is_short = (sys::page_size() + 1..=LONGEST_SPARSE).contains(&bytes);
+        if !is_short || !self.has_whole_os_pages() || !self.may_be_huge(runs.frontier()) {
             return self.find(runs, count);
         }
         let has_memory = |&start: &PageIndex| {
@@ -123,6 +126,14 @@ impl<G: Geometry> Heap<G> {
                     self.find_spacious(runs, count)
                 }
             })
+    }
+
+    /// Whether a run that is claimed where there are huge pages, and has no memory yet, is to do without them by itself.
+    pub(super) fn is_to_be_apart(&self, runs: &mut Runs, head: PageIndex, count: PageCount) -> bool {
+        count.bytes(self.geometry().page_shift()) > LONGEST_SPARSE
+            && self.has_whole_os_pages()
+            && !self.has_small_pages(runs, head, count)
+            && !self.expects_whole_runs(runs, count)
     }
 
     /// Whether a run of `count` pages will be touched as a whole, or nearly so.

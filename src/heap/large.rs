@@ -97,11 +97,14 @@ impl<G: Geometry> Heap<G> {
         };
         let dirty = runs.dirty_within(start, count);
         let is_fresh = dirty.is_none_or(|(_, pages)| pages.0 < count.0 / 2);
-        if dirty.is_none() && layout.size() < least_advised {
+        let is_large = layout.size() >= least_advised;
+        let is_short_and_blank = !is_large && dirty.is_none();
+        let is_apart = is_short_and_blank && self.is_to_be_apart(&mut runs, start, count);
+        if is_short_and_blank && !is_apart {
             self.note_fresh_run(&mut runs, start, count);
         }
-        if is_fresh && layout.size() >= least_advised {
-            self.advise(runs, start, count, !zeroed);
+        if (is_large && is_fresh) || is_apart {
+            self.advise(runs, start, count, is_large && !zeroed);
         } else {
             drop(runs);
         }
@@ -264,6 +267,9 @@ impl<G: Geometry> Heap<G> {
             && self.count_apart(Mapping::Advised)
         {
             self.table.set_mapping(&mut runs, head, Mapping::Advised);
+            if !huge {
+                runs.expectation(count).note_fresh(head, true);
+            }
             drop(runs);
             self.arena.advise_huge(part, huge);
         }

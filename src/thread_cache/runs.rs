@@ -50,10 +50,14 @@ impl KeptRuns {
         PageCount(self.pages.load(Relaxed))
     }
 
+    /// The most pages that are kept.
+    fn most() -> PageCount {
+        PageCount((MOST_BYTES.min(share() / 2) >> BuildGeometry.page_shift()) as u32)
+    }
+
     /// Whether one more run of `count` pages is to be kept. If not, it is noted that one was freed.
     fn wants(&self, count: PageCount) -> bool {
-        let most = (MOST_BYTES.min(share() / 2) >> BuildGeometry.page_shift()) as u32;
-        if count > LONGEST || count.0 > most {
+        if count > LONGEST || count > Self::most() {
             return false;
         }
         let wanted = self.wanted.get() & bit(count) != 0;
@@ -65,8 +69,8 @@ impl KeptRuns {
 
     /// Keeps a run, and gives back those that were kept first, if there is no room for it beside them.
     fn push(&self, heap: &Heap<BuildGeometry>, head: PageIndex, count: PageCount) {
-        let most = (MOST_BYTES.min(share() / 2) >> BuildGeometry.page_shift()) as u32;
-        while self.len.get() == MOST || (self.len.get() > 0 && self.pages().0 + count.0 > most) {
+        let most = Self::most();
+        while self.len.get() == MOST || (self.len.get() > 0 && self.pages().0 + count.0 > most.0) {
             heap.free_cached_run(self.remove(0).0);
         }
         self.runs[self.len.get()].set((head, count));
