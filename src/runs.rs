@@ -139,6 +139,10 @@ impl<'s> Runs<'s> {
             self.sparse.grow(words);
         }
         self.set(start, count, true);
+        if self.sparse_pages.0 > 0 {
+            // Nodes that had fewer children are others now.
+            self.update(start, count, false, true);
+        }
     }
 
     /// Remembers of `count` pages below the frontier that they may hold anything.
@@ -493,6 +497,17 @@ mod tests {
             runs.claim(PageIndex(start), PageCount(10));
             runs.check().unwrap();
         }
+    }
+
+    #[test]
+    fn sparse_pages_at_the_frontier_end_there_when_it_moves() {
+        let mut runs = runs(10_000);
+        runs.grow(PageCount(576));
+        runs.make_sparse(PageIndex(512), PageCount(64));
+        // Nodes of both trees have more children than before.
+        runs.grow(PageCount(64));
+        runs.check().unwrap();
+        assert_eq!(runs.find_sparse(PageCount(65)), None);
     }
 
     #[test]
