@@ -356,7 +356,7 @@ impl TakenFrom {
 
     fn pop(&self) -> Option<usize> {
         // SAFETY: the top leads to a slot in use, or to the bottom; one thread pops.
-        let address = unsafe { fast::pop(&self.top) }.addr();
+        let address = unsafe { fast::pop(&self.top) }.0.addr();
         (address != 0).then(|| {
             self.moves(address, Place::Stack, Place::Owner);
             address

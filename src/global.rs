@@ -6,7 +6,7 @@ use crate::fault::NoWayBack;
 pub(crate) use crate::first_use::heap;
 use crate::first_use::make_heap;
 use crate::guarded;
-use crate::heap::{Heap, room_for};
+use crate::heap::{Block, Heap, room_for};
 use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
@@ -325,7 +325,7 @@ unsafe impl GlobalAlloc for PageAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if let Some(class) = class_of(layout) {
             let cache = current();
-            let block = cache.pop(class);
+            let block = cache.pop(class).start;
             if !block.is_null() {
                 let is_due = cache.countdown.is_due(layout.size());
                 return if is_due { alloc_sampled(layout, block) } else { block };
@@ -343,16 +343,17 @@ unsafe impl GlobalAlloc for PageAllocator {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if class_of(layout).is_none() {
-            return self.alloc_slow(layout, true);
+        if let Some(class) = class_of(layout) {
+            let cache = current();
+            let block = cache.pop(class);
+            if !block.start.is_null() {
+                let is_due = cache.countdown.is_due(layout.size());
+                let block = if is_due { alloc_sampled(layout, block.start).into() } else { block };
+                // SAFETY: the block is the caller's to be, and at least as long as the layout.
+                return unsafe { block.zeroed(layout.size()) };
+            }
         }
-        // SAFETY: the caller's contract is the same.
-        let block = unsafe { self.alloc(layout) };
-        if !block.is_null() {
-            // SAFETY: the block is the caller's to be, and at least as long as the layout.
-            unsafe { block.write_bytes(0, layout.size()) };
-        }
-        block
+        self.alloc_slow(layout, true)
     }
 
     #[inline]
@@ -390,7 +391,7 @@ fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
 }
 
 impl PageAllocator {
-    /// A block or a run; of a run, the bytes of the layout are zero if they are to be.
+    /// A block or a run, whose bytes are zero if they are to be.
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
@@ -527,9 +528,16 @@ fn alloc_unsampled(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: b
             }
             component::run_within_limits(heap, layout, zeroed)
         }
-        class => match thread_cache::current_or_made(heap, None) {
-            Some(cache) => component::within_limits(heap, || cache.alloc_slow(heap, class)),
-            None => thread_cache::alloc_uncached(heap, Tag::new(ShardIndex(0), class)),
-        },
+        class => {
+            let filled = |block: Block| match zeroed {
+                // SAFETY: the block is the caller's to be, and at least as long as the layout.
+                true => unsafe { block.zeroed(layout.size()) },
+                false => block.start,
+            };
+            match thread_cache::current_or_made(heap, None) {
+                Some(cache) => component::within_limits(heap, || filled(cache.alloc_slow(heap, class))),
+                None => filled(thread_cache::alloc_uncached(heap, Tag::new(ShardIndex(0), class))),
+            }
+        }
     }
 }

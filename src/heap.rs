@@ -38,6 +38,8 @@ use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{CustomGeometry, Geometry, built::SHARDS};
 use crate::sys;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
+#[cfg(feature = "os")]
+pub(crate) use blocks::Block;
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
 use core::mem;
@@ -345,7 +347,7 @@ impl<G: Geometry> Heap<G> {
     pub fn alloc(&self, layout: Layout) -> *mut u8 {
         match self.geometry().class_of(layout) {
             ClassIndex::NONE => self.alloc_run(ComponentIndex::NONE, layout, false),
-            class => self.alloc_block(Tag::new(ShardIndex(0), class)),
+            class => self.alloc_block(Tag::new(ShardIndex(0), class)).start,
         }
     }
 
@@ -370,14 +372,8 @@ impl<G: Geometry> Heap<G> {
     pub fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match self.geometry().class_of(layout) {
             ClassIndex::NONE => self.alloc_run(ComponentIndex::NONE, layout, true),
-            class => {
-                let block = self.alloc_block(Tag::new(ShardIndex(0), class));
-                if !block.is_null() {
-                    // SAFETY: the block is the caller's to be, and at least as long as the layout.
-                    unsafe { block.write_bytes(0, layout.size()) };
-                }
-                block
-            }
+            // SAFETY: the block is the caller's to be, and at least as long as the layout.
+            class => unsafe { self.alloc_block(Tag::new(ShardIndex(0), class)).zeroed(layout.size()) },
         }
     }
 

@@ -3,7 +3,7 @@
 //! | state | tag | header | may become |
 //! |---|---|---|---|
 //! | Free | 0 | zeroed | Divided, Multi head, Multi tail, guard |
-//! | Divided | class and shard | live blocks, watermark, first word, list links, busy, purged, unwritten; a bitmap beside it | Free, once no block is live; Divided of another shard |
+//! | Divided | class and shard | live blocks, watermark, first word, list links, busy, fresh, purged, unwritten; a bitmap beside it | Free, once no block is live; Divided of another shard |
 //! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head, cached head |
 //! | Multi tail | 0 | zeroed; it is neither free nor a head | Free, waiting tail |
 //! | guard | 0 | only that it is one; in hardened builds | Free |
@@ -43,7 +43,7 @@
 //! table.claim_divided(&mut runs, &mut bin, tag, page);
 //! let mut blocks = [0; 3];
 //! let mut divided = table.divided(&mut bin, page);
-//! assert_eq!(divided.take(&mut blocks, |_| ()), 3);
+//! assert_eq!(divided.take(&mut blocks, |_, _| ()), 3);
 //! assert_eq!((blocks[2], divided.live()), (0x10000, 3)); // the table never touches the memory that it is of
 //! divided.settle();
 //! // SAFETY: all bins and the runs are this thread's.
@@ -59,7 +59,7 @@ mod state;
 
 pub use bin::Bin;
 pub use check::{Census, Violation};
-pub use divided::DividedPage;
+pub use divided::{Contents, DividedPage};
 pub(crate) use multi::Mapping;
 
 use bin::Link;
@@ -134,6 +134,8 @@ struct Header {
     mapping: Mapping,
     /// Multi head: whether what is behind the bytes asked for has no memory.
     blank: bool,
+    /// Divided: whether blocks that were never handed out hold zeros, as the page had no memory when it was divided.
+    fresh: bool,
     /// Divided: the sixteenths of the page that have no memory, a bit each. The others may have some.
     purged: u16,
     /// Divided: the sixteenths of the page in which free blocks below the watermark may begin that nothing was written to
@@ -473,8 +475,8 @@ impl<G: Geometry> PageTable<G> {
         debug_assert_eq!(header.state.get(), State::None);
         header.state.set(State::Divided);
         (header.live, header.watermark, header.first_word) = (0, 0, 0);
-        let clean = runs.dirty_within(page, PageCount(1)).is_none();
-        (header.busy, header.purged) = (true, if clean { u16::MAX } else { 0 });
+        header.fresh = runs.dirty_within(page, PageCount(1)).is_none();
+        (header.busy, header.purged) = (true, if header.fresh { u16::MAX } else { 0 });
         self.set_tag(page, tag);
         bin.pages += 1;
         self.relist(bin, page, Bin::list_of(self.capacity_of(tag), self.capacity_of(tag)));
@@ -489,7 +491,8 @@ impl<G: Geometry> PageTable<G> {
         divided.bitmap().fill(0);
         divided.header.state.set(State::None);
         (divided.header.watermark, divided.header.first_word) = (0, 0);
-        (divided.header.busy, divided.header.purged, divided.header.unwritten) = (false, 0, 0);
+        (divided.header.busy, divided.header.fresh) = (false, false);
+        (divided.header.purged, divided.header.unwritten) = (0, 0);
         self.set_tag(page, Tag::NONE);
         runs.release(page, PageCount(1));
     }
@@ -576,7 +579,10 @@ mod tests {
         // Takes blocks, and puts four back, to which nothing was written in some.
         let mut take = |count: usize, unwritten: &[usize]| {
             let (mut slots, told) = (vec![0; count], core::cell::RefCell::new(vec![]));
-            assert_eq!(divided.take(&mut slots, |blank| told.borrow_mut().extend_from_slice(blank)), count);
+            assert_eq!(
+                divided.take(&mut slots, |blank, _| told.borrow_mut().extend_from_slice(blank)),
+                count
+            );
             divided.put(&[0, 256, 512, 768]).unwrap();
             divided.note_unwritten(unwritten);
             told.into_inner()
@@ -587,6 +593,45 @@ mod tests {
         assert_eq!(take(11, &[]).len(), 7 + 3);
         assert_eq!(take(4, &[0]), []);
         assert_eq!(take(4, &[]), [0]);
+    }
+
+    #[test]
+    fn blocks_that_were_never_handed_out_hold_zeros_if_their_page_had_no_memory() {
+        let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
+        let pages = PageCount(1);
+        let mut storage = vec![0u64; PageTable::storage(geometry, pages).div_ceil(8)];
+        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
+        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
+        let (table, mut runs) = unsafe { PageTable::new(geometry, 0, pages, start) };
+        runs.grow(pages);
+        let class = geometry.class_of(core::alloc::Layout::new::<[u8; 1024]>());
+        let (mut bin, page) = (Bin::new(), PageIndex(0));
+        let mut take_two_after = |purged: bool, runs: &mut Runs| {
+            if purged {
+                runs.clean(page, PageCount(1));
+            }
+            table.claim_divided(runs, &mut bin, Tag::new(ShardIndex(0), class), page);
+            let told = core::cell::RefCell::new(vec![]);
+            let mut slots = [0; 2];
+            for put in [true, false] {
+                let mut divided = table.divided(&mut bin, page);
+                divided.take(&mut slots, |blank, holds| {
+                    told.borrow_mut().extend(blank.iter().map(|&block| (block, holds)));
+                });
+                if put {
+                    divided.put(&slots[..1]).unwrap();
+                    divided.note_unwritten(&slots[..1]);
+                }
+                divided.settle();
+            }
+            table.divided(&mut bin, page).put(&[0, 1024, 2048]).unwrap();
+            table.release_divided(runs, &mut bin, page);
+            told.into_inner()
+        };
+        let told = |holds| vec![(1024, holds), (0, holds), (2048, holds), (1024, Contents::Unknown)];
+        assert_eq!(take_two_after(false, &mut runs), told(Contents::Zeros));
+        assert_eq!(take_two_after(false, &mut runs), told(Contents::Unknown));
+        assert_eq!(take_two_after(true, &mut runs), told(Contents::Zeros));
     }
 
     #[test]

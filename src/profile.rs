@@ -95,7 +95,7 @@ fn divide_pages() {
     const OF_LIMIT: usize = 16;
     let Some(heap) = heap().filter(|heap| heap.limit().get() / OF_LIMIT >= CLASS_COUNT) else { return };
     for class in (1..CLASS_COUNT).map(|class| ClassIndex(class as u8)) {
-        let block = heap.alloc_block(Tag::new(ShardIndex::SAMPLED, class));
+        let block = heap.alloc_block(Tag::new(ShardIndex::SAMPLED, class)).start;
         if !block.is_null() {
             heap.put_all(class, &mut [block.addr()]);
         }
@@ -247,7 +247,9 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
         let class = BuildGeometry.class_of(layout);
         let is_block = class != ClassIndex::NONE && current_component() == ComponentIndex::NONE;
         let sampled = if is_block {
-            thread_cache::alloc_uncached(heap, Tag::new(ShardIndex::SAMPLED, class))
+            let block = thread_cache::alloc_uncached(heap, Tag::new(ShardIndex::SAMPLED, class));
+            // SAFETY: the block is the caller's to be, and at least as long as the layout.
+            if zeroed { unsafe { block.zeroed(layout.size()) } } else { block.start }
         } else {
             component::run_within_limits(heap, layout, zeroed)
         };

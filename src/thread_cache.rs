@@ -45,9 +45,9 @@ use crate::decay;
 use crate::guarded;
 #[cfg(feature = "hardened")]
 use crate::hardened;
-use crate::heap::Heap;
+use crate::heap::{Block, Heap};
 use crate::metadata;
-use crate::page_table::Tag;
+use crate::page_table::{Contents, Tag};
 use crate::profile::Countdown;
 use crate::size_class::built::CLASS_COUNT;
 use crate::size_class::{BuildGeometry, Geometry, may_begin_at};
@@ -57,7 +57,7 @@ use core::cell::Cell;
 use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicU16, Ordering::Relaxed, Ordering::SeqCst, compiler_fence};
-use fast::{UNMARKED, mark};
+use fast::{UNMARKED, ZEROS, mark};
 use gate::Gate;
 use registry::CALLS;
 #[cfg(not(feature = "hardened"))]
@@ -155,13 +155,13 @@ pub(crate) static GONE: Sentinel = SENTINEL;
 pub(crate) static BUSY: Sentinel = SENTINEL;
 
 /// A block from its page without a cache, or null.
-pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> *mut u8 {
+pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> Block {
     let block = heap.alloc_block(tag);
-    if !block.is_null() {
+    if !block.start.is_null() {
         #[cfg(feature = "hardened")]
-        hardened::hand_out(heap.start().addr(), tag.class(), block.addr(), false);
+        hardened::hand_out(heap.start().addr(), tag.class(), block.start.addr(), false);
         // SAFETY: the block is the caller's to be, and no block is shorter.
-        unsafe { block.cast::<u64>().write(0) };
+        unsafe { block.start.cast::<u64>().write(0) };
     }
     block
 }
@@ -217,16 +217,16 @@ impl ThreadCache {
         })
     }
 
-    /// A block of `class`, or null if the stack is empty.
+    /// A block of `class`, or none if the stack is empty.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
-    pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
+    pub(crate) fn pop(&self, class: ClassIndex) -> Block {
         self.local.pop(class)
     }
 
     #[cfg(not(feature = "hardened"))]
     #[inline]
-    fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
+    fn pop_inside(&self, class: ClassIndex) -> Block {
         self.local.pop(class)
     }
 
@@ -296,14 +296,14 @@ impl ThreadCache {
         self.tags.is_null()
     }
 
-    /// A block of `class` after the stack was found empty: fills it first. Null if the heap has none.
-    pub(crate) fn alloc_slow(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> *mut u8 {
+    /// A block of `class` after the stack was found empty: fills it first. None if the heap has none.
+    pub(crate) fn alloc_slow(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> Block {
         self.alone(|| self.refill(heap, class))
     }
 
-    fn refill(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> *mut u8 {
+    fn refill(&self, heap: &Heap<BuildGeometry>, class: ClassIndex) -> Block {
         let block = self.pop_inside(class);
-        if !block.is_null() {
+        if !block.start.is_null() {
             return block;
         }
         #[cfg(not(feature = "hardened"))]
@@ -319,8 +319,9 @@ impl ThreadCache {
             return alloc_uncached(heap, tag);
         }
         let batch = used + guarded::before_next(slots.len().div_ceil(2) - used);
-        let taken = heap.refill(tag, &mut slots[used..batch], |slots| {
-            slots.iter_mut().for_each(|slot| *slot |= UNMARKED);
+        let taken = heap.refill(tag, &mut slots[used..batch], |slots, holds| {
+            let flags = if holds == Contents::Zeros { UNMARKED | ZEROS } else { UNMARKED };
+            slots.iter_mut().for_each(|slot| *slot |= flags);
         });
         guarded::count(taken.saturating_sub(1));
         if taken < batch - used {

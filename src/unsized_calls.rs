@@ -92,7 +92,7 @@ impl PageAllocator {
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
         let cache = current();
-        let block = class_of(size).map_or(ptr::null_mut(), |class| cache.pop(class));
+        let block = class_of(size).map_or(ptr::null_mut(), |class| cache.pop(class).start);
         if !block.is_null()
             && cache.countdown.is_due(size)
             && let Some(layout) = layout_of(size)

@@ -515,6 +515,53 @@ fn memory_that_went_back_is_zero_and_memory_that_did_not_is_zeroed() {
 }
 
 #[test]
+fn zeroed_blocks_have_no_memory_where_there_was_none_and_are_zero_where_others_were_before() {
+    const BLOCKS: usize = 1_000;
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        || {
+            let layout = Layout::from_size_align(24 << 10, 8).unwrap();
+            let mut blocks = Vec::with_capacity(BLOCKS);
+            // SAFETY: each block is freed once, with its layout.
+            unsafe {
+                // Fresh, of which a word is written.
+                let before = resident();
+                blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
+                blocks.iter().for_each(|block| block.write(1));
+                assert!(resident() - before < 2 * BLOCKS * 4096, "{} KiB", (resident() - before) / 1024);
+                for &block in &blocks {
+                    block.write_bytes(0xAA, layout.size());
+                }
+                for block in blocks.drain(..) {
+                    HEAP.dealloc(block, layout);
+                }
+                // Recycled: every byte is zeroed.
+                blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
+                for &block in &blocks {
+                    assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
+                    block.write_bytes(0xAA, layout.size());
+                }
+                for block in blocks.drain(..) {
+                    HEAP.dealloc(block, layout);
+                }
+                // Purged.
+                HEAP.purge();
+                let before = resident();
+                blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
+                assert!(resident() - before < 2 * BLOCKS * 4096, "{} KiB", (resident() - before) / 1024);
+                for &block in &blocks {
+                    assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
+                }
+                for block in blocks.drain(..) {
+                    HEAP.dealloc(block, layout);
+                }
+            }
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn a_heap_of_ones_own_gives_back_what_is_free_and_keeps_what_is_not() {
     for page in [4096, 16 << 10, 64 << 10, 1 << 20] {
         for classes in [SizeClasses::BUILD, SizeClasses::POWERS_OF_TWO] {

@@ -524,7 +524,7 @@ impl<G: Geometry> TableModel<G> {
         let mut slots = vec![0; blocks];
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
         let blank = RefCell::new(Vec::new());
-        let taken = divided.take(&mut slots, |more| blank.borrow_mut().extend_from_slice(more));
+        let taken = divided.take(&mut slots, |more, _| blank.borrow_mut().extend_from_slice(more));
         divided.settle();
         let lowest: Vec<usize> = (0..live.len()).filter(|&block| !live[block]).take(blocks).collect();
         let base = self.table.address_of(page);
@@ -737,7 +737,7 @@ fn blocks_are_put_up_to_the_first_that_is_free() {
     model.table.claim_divided(&mut model.runs, bin, tag, page);
     let mut blocks = [0; 10];
     let mut divided = model.table.divided(bin, page);
-    assert_eq!(divided.take(&mut blocks, |_| ()), 10);
+    assert_eq!(divided.take(&mut blocks, |_, _| ()), 10);
     blocks.reverse();
     assert_eq!(divided.put(&blocks[5..6]), Ok(1));
     // Upward to it, and downward.

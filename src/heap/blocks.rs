@@ -3,18 +3,57 @@
 use super::Heap;
 use crate::fault;
 use crate::lock::Guard;
-use crate::page_table::{Bin, Misuse, PageState, Tag};
+use crate::page_table::{Bin, Contents, Misuse, PageState, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex};
+use core::cell::Cell;
 use core::ptr;
 
+/// A block that is about to be handed out.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    /// Null if there is none.
+    pub(crate) start: *mut u8,
+    pub(crate) holds: Contents,
+}
+
+impl From<*mut u8> for Block {
+    fn from(start: *mut u8) -> Block {
+        Block { start, holds: Contents::Unknown }
+    }
+}
+
+impl Block {
+    pub(crate) const NONE: Block = Block { start: ptr::null_mut(), holds: Contents::Unknown };
+
+    /// The block, with its first `bytes` zero.
+    ///
+    /// # Safety
+    /// It has so many, and is nobody else's.
+    #[inline]
+    pub(crate) unsafe fn zeroed(self, bytes: usize) -> *mut u8 {
+        if !self.start.is_null() {
+            // SAFETY: as the caller says.
+            unsafe {
+                if self.holds == Contents::Unknown {
+                    self.start.write_bytes(0, bytes);
+                }
+                // Not all of a long one: to look at a page is to touch it.
+                debug_assert!((0..bytes.min(1 << 10)).all(|at| self.start.add(at).read() == 0));
+            }
+        }
+        self.start
+    }
+}
+
 impl<G: Geometry> Heap<G> {
-    pub(crate) fn alloc_block(&self, tag: Tag) -> *mut u8 {
+    pub(crate) fn alloc_block(&self, tag: Tag) -> Block {
         let mut slot = [0];
-        match self.refill(tag, &mut slot, |_| ()) {
-            0 => ptr::null_mut(),
-            _ => self.pointer(slot[0]),
+        let contents = Cell::new(Contents::Unknown);
+        match self.refill(tag, &mut slot, |_, holds| contents.set(holds)) {
+            0 => Block::NONE,
+            _ => Block { start: self.pointer(slot[0]), holds: contents.get() },
         }
     }
 
@@ -28,7 +67,12 @@ impl<G: Geometry> Heap<G> {
     /// `slots`, such that a stack that ends there pops neighbours in ascending order. Returns how many: fewer than
     /// asked for rather than begin a page while there are some, none if no page is to be had. `blank` is told of those
     /// that hold nothing that was written when they were put back: they were never put back, or purged.
-    pub(crate) fn refill(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
+    pub(crate) fn refill(
+        &self,
+        tag: Tag,
+        slots: &mut [usize],
+        blank: impl Fn(&mut [usize], Contents),
+    ) -> usize {
         let (taken, granted) = self.take(self.bin(tag), tag, slots, &blank);
         if taken > 0 || granted == 0 || !self.is_process_heap {
             return taken;
@@ -40,7 +84,12 @@ impl<G: Geometry> Heap<G> {
     /// [`refill`](Self::refill) where no page is to be had: with what other shards have, or with a page that stayed Divided
     /// without a live block.
     #[cold]
-    fn refill_with_the_last(&self, tag: Tag, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
+    fn refill_with_the_last(
+        &self,
+        tag: Tag,
+        slots: &mut [usize],
+        blank: impl Fn(&mut [usize], Contents),
+    ) -> usize {
         if let Some(bin) = self.adopt_any(tag) {
             return self.take(bin, tag, slots, blank).0;
         }
@@ -55,7 +104,7 @@ impl<G: Geometry> Heap<G> {
         mut bin: Guard<'_, Bin>,
         tag: Tag,
         slots: &mut [usize],
-        blank: impl Fn(&mut [usize]),
+        blank: impl Fn(&mut [usize], Contents),
     ) -> (usize, usize) {
         let granted = self.charge_blocks(tag, slots.len());
         let unused = slots.len() - granted;

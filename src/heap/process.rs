@@ -120,7 +120,7 @@ mod tests {
         let component = ledger.find_or_open("of a test", |_| ()).unwrap();
         let account = ledger.account(component).unwrap();
         let layout = core::alloc::Layout::new::<[u8; 100]>();
-        let block = heap.alloc_block(Tag::new(component.shard(), BuildGeometry.class_of(layout)));
+        let block = heap.alloc_block(Tag::new(component.shard(), BuildGeometry.class_of(layout))).start;
         let run = heap.alloc_run(component, core::alloc::Layout::new::<[u8; 1 << 17]>(), false);
         assert!(!block.is_null() && !run.is_null());
         let room = heap.room_for(layout).unwrap();

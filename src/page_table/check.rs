@@ -73,7 +73,7 @@ impl<G: Geometry> PageTable<G> {
                     header.tail.load(Relaxed),
                 ];
                 let parts = header.purged | header.unwritten;
-                if figures != [0; 5] || header.busy || header.blank || parts != 0 {
+                if figures != [0; 5] || header.busy || header.blank || header.fresh || parts != 0 {
                     return fail("a free page has a header that is not blank", page);
                 }
                 census.free_pages += 1;

@@ -86,6 +86,15 @@ fn free_all(bitmap: &mut [u64], first: usize, count: usize) -> bool {
         })
 }
 
+/// What is in free blocks that nobody has marked when they were put back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contents {
+    /// Nobody knows.
+    Unknown,
+    /// Zeros: they were never handed out, and their page had no memory when it was divided.
+    Zeros,
+}
+
 /// Exclusive use of one Divided page.
 #[derive(Debug)]
 pub struct DividedPage<'a, G> {
@@ -111,8 +120,8 @@ impl<G: Geometry> DividedPage<'_, G> {
 
     /// Takes up to `slots.len()` blocks, lowest first, and writes their addresses to the end of `slots` in
     /// descending order: a stack that ends there pops them in ascending order. Returns how many. `blank` is told of those
-    /// that may hold nothing that was written when they were put back.
-    pub fn take(&mut self, slots: &mut [usize], blank: impl Fn(&mut [usize])) -> usize {
+    /// that may hold nothing that was written when they were put back, and what they do hold.
+    pub fn take(&mut self, slots: &mut [usize], blank: impl Fn(&mut [usize], Contents)) -> usize {
         let block = self.table.geometry.classes().block(self.tag.class());
         let capacity = self.table.capacity_of(self.tag);
         let base = self.table.address_of(self.page);
@@ -139,11 +148,11 @@ impl<G: Geometry> DividedPage<'_, G> {
         let taken = slots.len() - unfilled + fresh;
         let (never_used, used) = slots[unfilled - fresh..].split_at_mut(fresh);
         if fresh > 0 {
-            blank(never_used);
+            blank(never_used, if self.header.fresh { Contents::Zeros } else { Contents::Unknown });
         }
         if self.header.unwritten != 0 {
             for slot in used.iter_mut().filter(|slot| self.header.unwritten & self.part_of(**slot) != 0) {
-                blank(slice::from_mut(slot));
+                blank(slice::from_mut(slot), Contents::Unknown);
             }
         }
         self.header.purged = 0;

@@ -18,6 +18,11 @@ pub(super) const FREED: u64 = -0x0F11_4EED_i64 as u64;
 /// the system has taken its contents.
 pub(super) const UNMARKED: usize = 1 << (usize::BITS - 1);
 
+/// Set besides [`UNMARKED`] in the slot of a block that holds zeros: it was never in use, and had no memory.
+pub(super) const ZEROS: usize = 1 << (usize::BITS - 2);
+/// Of a slot, what is not the address.
+pub(super) const FLAGS: usize = UNMARKED | ZEROS;
+
 /// Lies below the lowest slot of a stack, as an unmarked block at no address: what `pop` finds there says that the
 /// stack is empty.
 pub(super) const BOTTOM: usize = UNMARKED;
@@ -65,7 +70,8 @@ unsafe fn is_lid(word: *const AtomicUsize) -> bool {
     }
 }
 
-/// The block on top, which is removed; null if there is none, or if it should be [`FREED`] and is not.
+/// The block on top, which is removed, and whether it is known to hold zeros; null if there is none, or if it should be
+/// [`FREED`] and is not.
 ///
 /// What tells that nobody has the block is looked at after it is off the stack: by then no signal handler finds it there, and
 /// one that took it before has left neither mark nor bit.
@@ -74,7 +80,7 @@ unsafe fn is_lid(word: *const AtomicUsize) -> bool {
 /// `top` leads to a slot in use of the calling thread's stack, or to the bottom.
 #[cfg(not(feature = "hardened"))]
 #[inline(always)]
-pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> *mut u8 {
+pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> (*mut u8, bool) {
     let slot = top.load(Relaxed);
     // SAFETY: as the caller says; below a slot in use there is a slot or the bottom. A slot holds the address of a block,
     // whose first word may be read and written.
@@ -82,9 +88,9 @@ pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> *mut u8 {
         let value = (*slot).load(Relaxed);
         if value & UNMARKED != 0 {
             cold();
-            let address = value & !UNMARKED;
+            let address = value & !FLAGS;
             if address == 0 {
-                return ptr::null_mut();
+                return (ptr::null_mut(), false);
             }
             top.store(slot.sub(1), TOP_IS_WRITTEN);
             compiler_fence(SeqCst);
@@ -93,7 +99,7 @@ pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> *mut u8 {
                 if cfg!(not(pma_unchecked = "bit")) {
                     (*slot).store(address, Relaxed);
                 }
-                return ptr::with_exposed_provenance_mut(address);
+                return (ptr::with_exposed_provenance_mut(address), value & ZEROS != 0);
             }
         } else {
             let block = ptr::with_exposed_provenance_mut::<u64>(value);
@@ -101,11 +107,11 @@ pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> *mut u8 {
             compiler_fence(SeqCst);
             if block.read() == FREED || cfg!(pma_unchecked = "mark") {
                 block.write(0);
-                return block.cast();
+                return (block.cast(), false);
             }
         }
         top.store(slot, TOP_IS_WRITTEN);
-        ptr::null_mut()
+        (ptr::null_mut(), false)
     }
 }
 

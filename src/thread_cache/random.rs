@@ -1,9 +1,11 @@
 //! What is handed out with the feature `hardened`: any of the blocks near the top of a stack, so that it is hard to guess
 //! which.
 
-use super::fast::{FREED, UNMARKED};
+use super::fast::{FLAGS, FREED, UNMARKED, ZEROS};
 use super::{ThreadCache, apart};
 use crate::hardened;
+use crate::heap::Block;
+use crate::page_table::Contents;
 use crate::units::ClassIndex;
 use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
@@ -14,35 +16,35 @@ const LEAST_CHOICE: usize = 4;
 const MOST_CHOICE: usize = 16;
 
 impl ThreadCache {
-    /// A block of `class`, or null if its stack has none to give.
+    /// A block of `class`, or none if its stack has none to give.
     #[inline]
-    pub(crate) fn pop(&self, class: ClassIndex) -> *mut u8 {
+    pub(crate) fn pop(&self, class: ClassIndex) -> Block {
         if self.is_sentinel() {
-            return ptr::null_mut();
+            return Block::NONE;
         }
-        apart(|| self.gate.try_enter().map(|_inside| self.pop_inside(class))).unwrap_or(ptr::null_mut())
+        apart(|| self.gate.try_enter().map(|_inside| self.pop_inside(class))).unwrap_or(Block::NONE)
     }
 
-    /// Any block near the top of the stack, or null if that has too few for it to be hard to guess which.
+    /// Any block near the top of the stack, or none if that has too few for it to be hard to guess which.
     #[inline]
-    pub(super) fn pop_inside(&self, class: ClassIndex) -> *mut u8 {
+    pub(super) fn pop_inside(&self, class: ClassIndex) -> Block {
         let (_, words) = self.local.words(class);
         self.pop_at_random(class, (words / LEAST_CHOICE).min(MOST_CHOICE))
     }
 
-    /// A block of `class`, any near the top of the stack, or null if that has no more than `left`.
+    /// A block of `class`, any near the top of the stack, or none if that has no more than `left`.
     #[inline]
-    pub(super) fn pop_at_random(&self, class: ClassIndex, left: usize) -> *mut u8 {
+    pub(super) fn pop_at_random(&self, class: ClassIndex, left: usize) -> Block {
         let (start, top) = (self.local.words(class).0, self.local.top(class));
         if start.is_null() {
-            return ptr::null_mut();
+            return Block::NONE;
         }
         let slot = top.load(Relaxed);
         // SAFETY: `top` leads to a slot in use, or to the bottom, which is where the words start; all between are in use.
         let value = unsafe {
             let used = slot.offset_from_unsigned(start);
             if used <= left {
-                return ptr::null_mut();
+                return Block::NONE;
             }
             let chosen = slot.sub(self.random.below(used.min(MOST_CHOICE)));
             let value = (*chosen).load(Relaxed);
@@ -50,12 +52,13 @@ impl ThreadCache {
             top.store(slot.sub(1), Relaxed);
             value
         };
-        let block = ptr::with_exposed_provenance_mut::<u64>(value & !UNMARKED);
+        let block = ptr::with_exposed_provenance_mut::<u64>(value & !FLAGS);
         // SAFETY: the block is the caller's to be, and no block is shorter.
         if value & UNMARKED == 0 && unsafe { block.replace(0) } != FREED {
             hardened::refuse_to_hand_out(block.addr());
         }
         hardened::hand_out(self.base, class, block.addr(), value & UNMARKED == 0);
-        block.cast()
+        let holds = if value & ZEROS != 0 { Contents::Zeros } else { Contents::Unknown };
+        Block { start: block.cast(), holds }
     }
 }

@@ -3,11 +3,15 @@
 //! Owned by one thread, which alone pushes and pops. Nothing is atomic in more than name: others read the tops to count, and
 //! [take](super::raise) what lies at the bottom.
 
-use super::fast::{self, BOTTOM, LID, UNMARKED, mark};
+use super::fast::{self, BOTTOM, FLAGS, LID, UNMARKED, mark};
 #[cfg(feature = "hardened")]
 use crate::hardened;
+#[cfg(not(feature = "hardened"))]
+use crate::heap::Block;
 use crate::heap::Heap;
 use crate::metadata;
+#[cfg(not(feature = "hardened"))]
+use crate::page_table::Contents;
 #[cfg(not(feature = "hardened"))]
 use crate::size_class::SizeClasses;
 use crate::size_class::{BuildGeometry, built::CLASS_COUNT};
@@ -75,7 +79,7 @@ fn mark_all<'a>(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &'a mut [u
         }
         // A refill writes neighbours down from the highest to the lowest.
         let end = at + 1 + slots[at..].windows(2).take_while(|pair| pair[1] == pair[0] - block).count();
-        slots[at..end].iter_mut().for_each(|slot| *slot &= !UNMARKED);
+        slots[at..end].iter_mut().for_each(|slot| *slot &= !FLAGS);
         let (pages_start, pages_end) =
             (slots[end - 1].next_multiple_of(os_page), (slots[at] + block) & !(os_page - 1));
         // Those above the whole pages, then those that begin in them, then those below.
@@ -100,7 +104,7 @@ fn mark_all<'a>(heap: &Heap<BuildGeometry>, class: ClassIndex, slots: &'a mut [u
 #[cfg(feature = "hardened")]
 fn mark_all<'a>(_: &Heap<BuildGeometry>, class: ClassIndex, slots: &'a mut [usize]) -> &'a mut [usize] {
     for slot in slots.iter_mut().filter(|slot| **slot & UNMARKED != 0) {
-        *slot &= !UNMARKED;
+        *slot &= !FLAGS;
         hardened::wipe(class, *slot);
         mark(*slot);
     }
@@ -129,12 +133,13 @@ impl Stacks {
         unsafe { self.tops.get_unchecked(class.get()) }
     }
 
-    /// The block on top, which is removed; null if there is none, or if somebody has it.
+    /// The block on top, which is removed; none if there is none, or if somebody has it.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
-    pub(super) fn pop(&self, class: ClassIndex) -> *mut u8 {
+    pub(super) fn pop(&self, class: ClassIndex) -> Block {
         // SAFETY: each top leads to a slot in use or to the bottom, and the stacks are the calling thread's.
-        unsafe { fast::pop(self.top(class)) }
+        let (start, zeros) = unsafe { fast::pop(self.top(class)) };
+        Block { start, holds: if zeros { Contents::Zeros } else { Contents::Unknown } }
     }
 
     /// Puts `address` on top; false if there is no room.
