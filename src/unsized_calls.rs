@@ -7,7 +7,7 @@
 use crate::fault;
 use crate::global::{PageAllocator, alloc_sampled, dealloc_run, dealloc_tagged, resize_run};
 use crate::guarded;
-use crate::heap::Heap;
+use crate::heap::{Block, Heap};
 use crate::page_table::Misuse;
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, built::LARGEST_CLASS};
@@ -46,6 +46,20 @@ fn class_of(size: usize) -> Option<ClassIndex> {
 fn layout_of(size: usize) -> Option<Layout> {
     let align = if size <= GRANULE { GRANULE } else { MALLOC_ALIGN };
     Layout::from_size_align(size.max(1), align).ok()
+}
+
+/// A block of at least `size` bytes of the calling thread's cache, if that has one.
+#[inline(always)]
+fn pop_cached(size: usize) -> Block {
+    let cache = current();
+    let block = class_of(size).map_or(Block::NONE, |class| cache.pop(class));
+    if !block.start.is_null()
+        && cache.countdown.is_due(size)
+        && let Some(layout) = layout_of(size)
+    {
+        return alloc_sampled(layout, block.start).into();
+    }
+    block
 }
 
 impl PageAllocator {
@@ -91,15 +105,29 @@ impl PageAllocator {
     /// ```
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
-        let cache = current();
-        let block = class_of(size).map_or(ptr::null_mut(), |class| cache.pop(class).start);
-        if !block.is_null()
-            && cache.countdown.is_due(size)
-            && let Some(layout) = layout_of(size)
-        {
-            return alloc_sampled(layout, block);
-        }
-        block
+        pop_cached(size).start
+    }
+
+    /// [`malloc_zeroed`](Self::malloc_zeroed) for as long as the calling thread's cache has such a block; null if it has none.
+    ///
+    /// ```
+    /// use page_memory_allocator::PageAllocator;
+    ///
+    /// static HEAP: PageAllocator = PageAllocator::new();
+    /// let mut block = HEAP.malloc_zeroed_cached(100);
+    /// if block.is_null() {
+    ///     block = HEAP.malloc_zeroed(100);
+    /// }
+    /// // SAFETY: the block is live until it is freed, not used after that, and has at least 100 bytes.
+    /// unsafe {
+    ///     assert_eq!(block.add(99).read(), 0);
+    ///     HEAP.free(block);
+    /// }
+    /// ```
+    #[inline(always)]
+    pub fn malloc_zeroed_cached(&self, size: usize) -> *mut u8 {
+        // SAFETY: the block is the caller's to be, and at least that long.
+        unsafe { pop_cached(size).zeroed(size) }
     }
 
     /// [`malloc`](Self::malloc), with `size` bytes of zeros.

@@ -104,13 +104,8 @@ extern "C" fn malloc_slow(size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
     let Some(bytes) = count.checked_mul(size) else { return out_of_memory() };
-    let block = HEAP.malloc_cached(bytes);
-    if block.is_null() {
-        return calloc_slow(bytes);
-    }
-    // SAFETY: the block is the caller's to be, and at least that long.
-    unsafe { block.write_bytes(0, bytes) };
-    block.cast()
+    let block = HEAP.malloc_zeroed_cached(bytes);
+    if block.is_null() { calloc_slow(bytes) } else { block.cast() }
 }
 
 #[cold]

@@ -471,6 +471,32 @@ fn calloc_gives_zeros_where_something_else_was() {
 }
 
 #[test]
+fn calloc_gives_no_memory_to_blocks_that_have_none() {
+    const BLOCKS: usize = 1_000;
+    let output = in_child(
+        |_| {},
+        || {
+            let mut blocks = Vec::with_capacity(BLOCKS);
+            pma();
+            let before = resident();
+            // SAFETY: the blocks are live and as long as that.
+            unsafe {
+                blocks.extend((0..BLOCKS).map(|_| (pma().calloc)(10, 1_000)));
+                blocks.iter().for_each(|block| block.cast::<u64>().write(1));
+                let used = resident() - before;
+                // A page of each, not three.
+                assert!(used < 2 * BLOCKS * os_page_size(), "{} KiB", used / 1024);
+                for block in blocks {
+                    assert_eq!(block.cast::<u8>().add(9_999).read(), 0);
+                    (pma().free)(block);
+                }
+            }
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
 fn pvalloc_gives_whole_pages() {
     let page_size = os_page_size();
     for size in [0, 1, page_size - 1, page_size, page_size + 1, 100_000] {
