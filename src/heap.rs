@@ -122,6 +122,8 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     /// Multi runs in mappings of their own, as they were advised otherwise, and as they were moved: see [`large`].
     advised: AtomicUsize,
     moved: AtomicUsize,
+    /// Pages of runs that are being moved: what is in them is counted where it goes. Changed with the runs locked.
+    moving: AtomicUsize,
     arena: Arena,
     /// The mapping that holds the table and the bins.
     tables: TableMemory,
@@ -265,6 +267,7 @@ impl<G: Geometry> Heap<G> {
             limit: pages,
             advised: AtomicUsize::new(0),
             moved: AtomicUsize::new(0),
+            moving: AtomicUsize::new(0),
             arena,
             tables,
         }

@@ -70,6 +70,36 @@ fn no_more_pages_are_in_use_than_the_limit_allows() {
 }
 
 #[test]
+fn a_run_that_moves_counts_once() {
+    let output = in_child(
+        |_| {},
+        || {
+            // SAFETY: each block is freed once at most, with its layout, and used before that.
+            unsafe {
+                let run = HEAP.alloc(layout(30 * MIB));
+                // It cannot grow where it is, and there is no room for both of them.
+                let behind = (0..8).map(|_| HEAP.alloc(layout(MIB))).find(|&next| next > run);
+                assert_eq!(behind, Some(run.add(30 * MIB)));
+                run.write(1);
+                run.add(30 * MIB - 1).write(2);
+                let moved = HEAP.realloc(run, layout(30 * MIB), 50 * MIB);
+                assert!(!moved.is_null() && moved != run);
+                assert_eq!((moved.read(), moved.add(30 * MIB - 1).read()), (1, 2));
+                HEAP.check().unwrap();
+                // The limit is what it was.
+                assert!(HEAP.alloc(layout(20 * MIB)).is_null());
+                HEAP.dealloc(moved, layout(50 * MIB));
+                let next = HEAP.alloc(layout(50 * MIB));
+                assert!(!next.is_null());
+                HEAP.dealloc(next, layout(50 * MIB));
+            }
+            println!("allocated: 0");
+        },
+    );
+    assert_eq!(allocated(&output), 0);
+}
+
+#[test]
 fn the_environment_outranks_the_type() {
     for (limit, mebibytes) in [("16M", 8..=16), ("16384K", 8..=16), ("16777216", 8..=16), ("1G", 512..=513)] {
         let output = in_child(

@@ -45,7 +45,7 @@ impl<G: Geometry> Heap<G> {
     /// Whether the heap's limit allows for so many pages more.
     pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
         let used = runs.frontier().get() - runs.free_pages().get() - self.guards_in_use();
-        used + self.guarded_pages() + more.get() <= self.limit.get()
+        used - self.moving.load(Relaxed) + self.guarded_pages() + more.get() <= self.limit.get()
     }
 
     /// The most pages that may be in use.
@@ -483,15 +483,22 @@ impl<G: Geometry> Heap<G> {
         if bytes < REMAPPED || is_last || !self.has_whole_os_pages() || !self.count_apart(Mapping::Moved) {
             return None;
         }
-        let owner = self.table.owner(&self.runs(), head);
-        let Some((runs, start, new_count)) = self.claim_run(owner, new, LARGE) else {
+        let owner = {
+            let runs = self.runs();
+            self.moving.fetch_add(count.get(), Relaxed);
+            self.table.owner(&runs, head)
+        };
+        let claimed = self.claim_run(owner, new, LARGE).map(|(_, start, new_count)| (start, new_count));
+        let remapped = claimed.map(|(start, new_count)| {
+            // SAFETY: both runs are the caller's, and differ; pages follow the old one.
+            (start, new_count, unsafe { sys::remap(self.at(head), self.at(start), bytes) })
+        });
+        let mut runs = self.runs();
+        self.moving.fetch_sub(count.get(), Relaxed);
+        let Some((start, new_count, remapped)) = remapped else {
             self.moved.fetch_sub(1, Relaxed);
             return None;
         };
-        drop(runs);
-        // SAFETY: both runs are the caller's, and differ; pages follow the old one.
-        let remapped = unsafe { sys::remap(self.at(head), self.at(start), bytes) };
-        let mut runs = self.runs();
         match remapped {
             Remapped::Moved => self.table.set_mapping(&mut runs, start, Mapping::Moved),
             Remapped::Refused => {
