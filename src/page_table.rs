@@ -3,7 +3,7 @@
 //! | state | tag | header | may become |
 //! |---|---|---|---|
 //! | Free | 0 | zeroed | Divided, Multi head, Multi tail, guard |
-//! | Divided | class and shard | live blocks, watermark, first word, list links, busy, fresh, purged, unwritten; a bitmap beside it | Free, once no block is live; Divided of another shard |
+//! | Divided | class and shard | live blocks, watermark, first word, list links, busy, fresh, purged, unwritten, zeros; a bitmap beside it | Free, once no block is live; Divided of another shard |
 //! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head, cached head |
 //! | Multi tail | 0 | zeroed; it is neither free nor a head | Free, waiting tail |
 //! | guard | 0 | only that it is one; in hardened builds | Free |
@@ -141,6 +141,8 @@ struct Header {
     /// Divided: the sixteenths of the page in which free blocks below the watermark may begin that nothing was written to
     /// when they were put back, or that have lost it since; a bit each.
     unwritten: u16,
+    /// Divided: the sixteenths of the page that were purged, and in which no block was handed out since; a bit each.
+    zeros: u16,
     /// Divided: blocks handed out, those in thread caches included.
     live: u32,
     /// Divided: blocks from here on have never been handed out.
@@ -157,7 +159,7 @@ struct Header {
     tail: AtomicU32,
 }
 
-const_assert_eq!(size_of::<Header>(), 40); // beside 64 KiB of memory; a field more is no harm
+const_assert_eq!(size_of::<Header>(), 44); // beside 64 KiB of memory; a field more is no harm
 const_assert!(align_of::<Header>() <= 8); // the storage is aligned to words
 
 /// What a page is, with the figures that belong to it.
@@ -492,7 +494,7 @@ impl<G: Geometry> PageTable<G> {
         divided.header.state.set(State::None);
         (divided.header.watermark, divided.header.first_word) = (0, 0);
         (divided.header.busy, divided.header.fresh) = (false, false);
-        (divided.header.purged, divided.header.unwritten) = (0, 0);
+        (divided.header.purged, divided.header.unwritten, divided.header.zeros) = (0, 0, 0);
         self.set_tag(page, Tag::NONE);
         runs.release(page, PageCount(1));
     }

@@ -544,14 +544,28 @@ fn zeroed_blocks_have_no_memory_where_there_was_none_and_are_zero_where_others_w
                 for block in blocks.drain(..) {
                     HEAP.dealloc(block, layout);
                 }
-                // Purged.
+                // Purged, as whole pages.
                 HEAP.purge();
                 let before = resident();
                 blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
                 assert!(resident() - before < 2 * BLOCKS * 4096, "{} KiB", (resident() - before) / 1024);
                 for &block in &blocks {
                     assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
+                    block.write_bytes(0xAA, layout.size());
                 }
+                // Purged, as parts of pages that are in use.
+                let left: Vec<_> = blocks.chunks(2).map(|pair| pair[0]).collect();
+                for block in blocks.drain(..).filter(|block| !left.contains(block)) {
+                    HEAP.dealloc(block, layout);
+                }
+                HEAP.purge();
+                let before = resident();
+                blocks.extend((0..left.len()).map(|_| HEAP.alloc_zeroed(layout)));
+                assert!(resident() - before < left.len() * 4096, "{} KiB", (resident() - before) / 1024);
+                for &block in &blocks {
+                    assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
+                }
+                blocks.extend(left);
                 for block in blocks.drain(..) {
                     HEAP.dealloc(block, layout);
                 }

@@ -1,6 +1,6 @@
 //! Random operations beside a plain model: the heap, its page table as pure data, and the index of free runs.
 
-use page_memory_allocator::page_table::{Bin, Misuse, PageState, PageTable, Tag};
+use page_memory_allocator::page_table::{Bin, Contents, Misuse, PageState, PageTable, Tag};
 use page_memory_allocator::runs::{Runs, Summary, Word};
 use page_memory_allocator::size_class::{BuildGeometry, CustomGeometry, Geometry, SizeClasses, built};
 use page_memory_allocator::units::{ClassIndex, PageCount, PageIndex, ShardIndex};
@@ -350,6 +350,10 @@ struct Memory {
     unwritten: [bool; 16],
     /// Blocks from here on were never in use.
     fresh_from: usize,
+    /// Whether the page had no memory when it was divided.
+    fresh: bool,
+    /// Of every 8 bytes, whether they are zero for sure.
+    zero: Vec<bool>,
     /// Whether blocks were taken or put since it was last asked.
     busy: bool,
 }
@@ -452,7 +456,14 @@ impl<G: Geometry> TableModel<G> {
                 self.pages[page.get()] = Page::Divided {
                     tag,
                     live: vec![false; blocks],
-                    memory: Memory { purged, unwritten: [false; 16], fresh_from: 0, busy: true },
+                    memory: Memory {
+                        purged,
+                        unwritten: [false; 16],
+                        fresh_from: 0,
+                        fresh: clean,
+                        zero: vec![clean; self.table.geometry().page_size() / 8],
+                        busy: true,
+                    },
                 };
             }
             TableStep::Take { page, blocks } => self.take(page, blocks),
@@ -524,7 +535,9 @@ impl<G: Geometry> TableModel<G> {
         let mut slots = vec![0; blocks];
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
         let blank = RefCell::new(Vec::new());
-        let taken = divided.take(&mut slots, |more, _| blank.borrow_mut().extend_from_slice(more));
+        let taken = divided.take(&mut slots, |more, holds| {
+            blank.borrow_mut().extend(more.iter().map(|&address| (address, holds)));
+        });
         divided.settle();
         let lowest: Vec<usize> = (0..live.len()).filter(|&block| !live[block]).take(blocks).collect();
         let base = self.table.address_of(page);
@@ -534,14 +547,29 @@ impl<G: Geometry> TableModel<G> {
         assert!(slots.iter().all(|&slot| slot == 0 || (slot - base).is_multiple_of(size)));
         let fresh = lowest.iter().filter(|&&block| block >= memory.fresh_from).count();
         let mut blank: Vec<_> =
-            blank.into_inner().into_iter().map(|address| (address - base) / size).collect();
-        blank.sort_unstable();
+            blank.into_inner().into_iter().map(|(address, holds)| ((address - base) / size, holds)).collect();
+        blank.sort_unstable_by_key(|&(block, _)| block);
         let sixteenth = self.table.geometry().page_size() / 16;
         let is_blank =
             |block: usize| block >= memory.fresh_from || memory.unwritten[block * size / sixteenth];
-        assert_eq!(blank, lowest.iter().copied().filter(|&block| is_blank(block)).collect::<Vec<_>>());
+        // A block that was never in use holds zeros if its page did; else that is known by whole sixteenths.
+        let holds = |block: usize| {
+            let (start, end) = (block * size, (block + 1) * size);
+            let known = if memory.fresh && block >= memory.fresh_from {
+                start..end
+            } else {
+                start / sixteenth * sixteenth..end.next_multiple_of(sixteenth)
+            };
+            let zeros = memory.zero[known.start / 8..known.end / 8].iter().all(|&zero| zero);
+            if zeros { Contents::Zeros } else { Contents::Unknown }
+        };
+        let expected = lowest.iter().filter(|&&block| is_blank(block)).map(|&block| (block, holds(block)));
+        assert_eq!(blank, expected.collect::<Vec<_>>());
         memory.fresh_from += fresh;
-        lowest.into_iter().for_each(|block| live[block] = true);
+        for block in lowest {
+            live[block] = true;
+            memory.zero[block * size / 8..(block + 1) * size / 8].fill(false);
+        }
         memory.purged.fill(false);
         if !live.contains(&false) {
             memory.unwritten.fill(false);
@@ -573,6 +601,7 @@ impl<G: Geometry> TableModel<G> {
         for &(start, end) in unused.iter().step_by(every) {
             divided.note_purged(start, end, Self::GRAIN);
             memory.purged[start / part..end / part].fill(true);
+            memory.zero[start / 8..end / 8].fill(true);
             let sixteenth = self.table.geometry().page_size() / 16;
             memory.unwritten[start / sixteenth..end / sixteenth].fill(true);
         }

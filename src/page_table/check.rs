@@ -72,7 +72,7 @@ impl<G: Geometry> PageTable<G> {
                     header.run.0,
                     header.tail.load(Relaxed),
                 ];
-                let parts = header.purged | header.unwritten;
+                let parts = header.purged | header.unwritten | header.zeros;
                 if figures != [0; 5] || header.busy || header.blank || header.fresh || parts != 0 {
                     return fail("a free page has a header that is not blank", page);
                 }

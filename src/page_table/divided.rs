@@ -3,6 +3,7 @@
 use super::{Bin, Header, Misuse, PageState, PageTable, Tag};
 use crate::size_class::Geometry;
 use crate::units::PageIndex;
+use core::ops::Range;
 use core::slice;
 
 /// Parts of a page of which it is known whether they may have memory, and of which blocks: the bits of
@@ -91,7 +92,8 @@ fn free_all(bitmap: &mut [u64], first: usize, count: usize) -> bool {
 pub enum Contents {
     /// Nobody knows.
     Unknown,
-    /// Zeros: they were never handed out, and their page had no memory when it was divided.
+    /// Zeros: they were not handed out since their page was divided, or their part of it [purged](DividedPage::note_purged),
+    /// and there was no memory then.
     Zeros,
 }
 
@@ -146,14 +148,27 @@ impl<G: Geometry> DividedPage<'_, G> {
         let fresh = unfilled.min(capacity - watermark);
         write_descending(&mut slots[unfilled - fresh..unfilled], base + watermark * block, block);
         let taken = slots.len() - unfilled + fresh;
+        let zeros = self.header.zeros;
+        if zeros != 0 {
+            let parts = slots[unfilled - fresh..].iter().map(|&slot| self.parts_of(slot..slot + block));
+            self.header.zeros &= !parts.fold(0, |all, parts| all | parts);
+        }
+        let tell_of_each = |slots: &mut [usize], unwritten: u16| {
+            for slot in slots.iter_mut().filter(|slot| unwritten & self.part_of(**slot) != 0) {
+                let parts = self.parts_of(*slot..*slot + block);
+                let holds = if zeros & parts == parts { Contents::Zeros } else { Contents::Unknown };
+                blank(slice::from_mut(slot), holds);
+            }
+        };
         let (never_used, used) = slots[unfilled - fresh..].split_at_mut(fresh);
-        if fresh > 0 {
-            blank(never_used, if self.header.fresh { Contents::Zeros } else { Contents::Unknown });
+        match never_used {
+            [] => {}
+            all if self.header.fresh => blank(all, Contents::Zeros),
+            all if zeros == 0 => blank(all, Contents::Unknown),
+            all => tell_of_each(all, u16::MAX),
         }
         if self.header.unwritten != 0 {
-            for slot in used.iter_mut().filter(|slot| self.header.unwritten & self.part_of(**slot) != 0) {
-                blank(slice::from_mut(slot), Contents::Unknown);
-            }
+            tell_of_each(used, self.header.unwritten);
         }
         self.header.purged = 0;
         self.header.first_word = at as u32;
@@ -167,6 +182,13 @@ impl<G: Geometry> DividedPage<'_, G> {
 
     fn bytes_of_part(&self) -> usize {
         self.table.geometry.page_size() / PARTS
+    }
+
+    /// The bits of the parts that a range of addresses, which is not empty, lies in.
+    fn parts_of(&self, addresses: Range<usize>) -> u16 {
+        let part = |address: usize| (address - self.table.address_of(self.page)) / self.bytes_of_part();
+        let (first, last) = (part(addresses.start), part(addresses.end - 1));
+        mask(first, last + 1 - first) as u16
     }
 
     /// The bit of the part that `address` lies in.
@@ -275,6 +297,7 @@ impl<G: Geometry> DividedPage<'_, G> {
         let first = self.table.address_of(self.page) + start;
         for address in (first..first + (end - start)).step_by(self.bytes_of_part()) {
             self.header.unwritten |= self.part_of(address);
+            self.header.zeros |= self.part_of(address);
         }
     }
 
