@@ -135,8 +135,8 @@ impl PageAllocator {
     /// is set, the only limit is the address space: twice the machine's memory. With a limit, that is four times the limit at
     /// most.
     ///
-    /// A run of less than 1 MiB that has to move counts twice until it is copied, as does one that shrinks to 32 KiB or less, or a longer
-    /// one whose memory the system refuses to move: at the limit, each may be refused.
+    /// A run of less than 1 MiB that has to move counts twice until it is copied, as does one that shrinks to 32 KiB or less,
+    /// or a longer one whose memory the system refuses to move: at the limit, each may be refused.
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Free pages do not count,
     /// although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
