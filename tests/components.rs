@@ -294,6 +294,32 @@ fn a_soft_limit_is_told_when_a_run_grows() {
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
 }
 
+/// A run that is moved counts once against the limit of its component.
+#[test]
+fn a_run_is_moved_within_a_limit_that_has_no_room_for_two() {
+    let output = in_child(
+        |_| (),
+        || {
+            static LIMITED: Component = Component::new("moves").limit(10 * MIB);
+            let mut run: Vec<u8> = LIMITED.enter(|| Vec::with_capacity(6 * MIB));
+            // It cannot grow where it is.
+            let in_holes: Vec<Vec<u8>> = (0..8).map(|_| Vec::with_capacity(MIB)).collect();
+            let behind = run.as_ptr().addr() + 6 * MIB..run.as_ptr().addr() + 9 * MIB;
+            assert!(in_holes.iter().any(|hole| behind.contains(&hole.as_ptr().addr())));
+            let start = run.as_ptr();
+            run.extend([1, 2, 3]);
+            run.reserve_exact(9 * MIB);
+            assert!(run.as_ptr() != start && run[..] == [1, 2, 3]);
+            HEAP.check().unwrap();
+            assert!(LIMITED.enter(|| Vec::<u8>::new().try_reserve_exact(2 * MIB)).is_err());
+            drop(run);
+            HEAP.check().unwrap();
+            assert!(LIMITED.enter(|| Vec::<u8>::new().try_reserve_exact(9 * MIB)).is_ok());
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
 /// What waits in the thread's caches is given back before a run may not grow for it.
 #[test]
 fn a_run_grows_to_the_last_page_of_a_limit() {

@@ -92,7 +92,7 @@ impl<G: Geometry> Heap<G> {
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
         // of them: a table that is to fill up some day.
         let least_advised = if zeroed { LARGE_ZEROED } else { LARGE };
-        let Some((mut runs, start, count)) = self.claim_run(owner, layout, least_advised) else {
+        let Some((mut runs, start, count)) = self.claim_run(owner, None, layout, least_advised) else {
             return ptr::null_mut();
         };
         let dirty = runs.dirty_within(start, count);
@@ -149,15 +149,17 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under. It begins where a
-    /// huge page does if it has `least_aligned` bytes, and little is left of its last huge page.
+    /// huge page does if it has `least_aligned` bytes, and little is left of its last huge page. If it is `instead` of a
+    /// shorter run of that owner, which is the caller's, that is nobody's from then on, and the owner charged for the difference.
     fn claim_run(
         &self,
         owner: ComponentIndex,
+        instead: Option<(PageIndex, PageCount)>,
         layout: Layout,
         least_aligned: usize,
     ) -> Option<(Guard<'_, Runs<'static>>, PageIndex, PageCount)> {
         let count = self.pages_for(layout).filter(|&count| count <= self.table.capacity())?;
-        let claim = || self.claim_for(owner, count, layout, least_aligned);
+        let claim = || self.claim_for(owner, instead, count, layout, least_aligned);
         let (runs, start) = match claim() {
             Err(Lack::OfPages) if self.is_process_heap => {
                 self.release_unused_pages();
@@ -173,6 +175,7 @@ impl<G: Geometry> Heap<G> {
     fn claim_for(
         &self,
         owner: ComponentIndex,
+        instead: Option<(PageIndex, PageCount)>,
         count: PageCount,
         layout: Layout,
         least_aligned: usize,
@@ -183,7 +186,8 @@ impl<G: Geometry> Heap<G> {
         if !may_use {
             return Err(Lack::OfPages);
         }
-        if !self.charge_pages(owner, count) {
+        let more = PageCount(count.0 - instead.map_or(0, |(_, count)| count.0));
+        if !self.charge_pages(owner, more) {
             return Err(Lack::OfAllowance);
         }
         let claimed = match self.take_from_quarantine(&mut runs, count, layout.align()) {
@@ -191,11 +195,14 @@ impl<G: Geometry> Heap<G> {
             quarantined => quarantined,
         };
         let Some(start) = claimed else {
-            self.credit_pages(owner, count);
+            self.credit_pages(owner, more);
             return Err(Lack::OfPages);
         };
         self.settle_account(owner);
         self.table.set_owner(&mut runs, start, owner);
+        if let Some((head, _)) = instead {
+            self.table.set_owner(&mut runs, head, ComponentIndex::NONE);
+        }
         self.table.set_multi_tail(&mut runs, start, self.tail(count, layout));
         Ok((runs, start))
     }
@@ -488,7 +495,8 @@ impl<G: Geometry> Heap<G> {
             self.moving.fetch_add(count.get(), Relaxed);
             self.table.owner(&runs, head)
         };
-        let claimed = self.claim_run(owner, new, LARGE).map(|(_, start, new_count)| (start, new_count));
+        let claimed = self.claim_run(owner, Some((head, count)), new, LARGE);
+        let claimed = claimed.map(|(_, start, new_count)| (start, new_count));
         let remapped = claimed.map(|(start, new_count)| {
             // SAFETY: both runs are the caller's, and differ; pages follow the old one.
             (start, new_count, unsafe { sys::remap(self.at(head), self.at(start), bytes) })
@@ -499,6 +507,11 @@ impl<G: Geometry> Heap<G> {
             self.moved.fetch_sub(1, Relaxed);
             return None;
         };
+        if remapped != Remapped::Moved {
+            self.table.set_owner(&mut runs, head, owner);
+            self.table.set_owner(&mut runs, start, ComponentIndex::NONE);
+            self.credit_pages(owner, PageCount(new_count.0 - count.0));
+        }
         match remapped {
             Remapped::Moved => self.table.set_mapping(&mut runs, start, Mapping::Moved),
             Remapped::Refused => {
@@ -520,7 +533,6 @@ impl<G: Geometry> Heap<G> {
         // What is left of the old run has no memory.
         let mapping = self.table.mapping(&runs, head);
         if mapping == Mapping::Usual {
-            self.credit_pages(self.table.owner(&runs, head), count);
             self.release_run(&mut runs, head, count, true);
         } else {
             self.mapped(mapping).fetch_sub(1, Relaxed);
