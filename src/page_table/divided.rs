@@ -155,9 +155,9 @@ impl<G: Geometry> DividedPage<'_, G> {
         }
         let tell_of_each = |slots: &mut [usize], unwritten: u16| {
             for slot in slots.iter_mut().filter(|slot| unwritten & self.part_of(**slot) != 0) {
-                let parts = self.parts_of(*slot..*slot + block);
-                let holds = if zeros & parts == parts { Contents::Zeros } else { Contents::Unknown };
-                blank(slice::from_mut(slot), holds);
+                let parts = || self.parts_of(*slot..*slot + block);
+                let has_zeros = zeros != 0 && !zeros & parts() == 0;
+                blank(slice::from_mut(slot), if has_zeros { Contents::Zeros } else { Contents::Unknown });
             }
         };
         let (never_used, used) = slots[unfilled - fresh..].split_at_mut(fresh);
