@@ -563,17 +563,26 @@ mod tests {
     use super::*;
     use crate::size_class::{CustomGeometry, SizeClasses};
     use std::vec;
+    use std::vec::Vec;
+
+    /// A table, and the memory that it is in.
+    fn table_of(
+        geometry: CustomGeometry,
+        pages: PageCount,
+    ) -> (Vec<u64>, PageTable<CustomGeometry>, Runs<'static>) {
+        let mut storage = vec![0u64; PageTable::storage(geometry, pages).div_ceil(8)];
+        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
+        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
+        let (table, runs) = unsafe { PageTable::new(geometry, 0, pages, start) };
+        (storage, table, runs)
+    }
 
     #[test]
     fn blocks_put_back_unwritten_are_told_as_blank_until_the_page_is_full() {
         // A block is a part.
         let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
-        let pages = PageCount(1);
-        let mut storage = vec![0u64; PageTable::storage(geometry, pages).div_ceil(8)];
-        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
-        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
-        let (table, mut runs) = unsafe { PageTable::new(geometry, 0, pages, start) };
-        runs.grow(pages);
+        let (_storage, table, mut runs) = table_of(geometry, PageCount(1));
+        runs.grow(PageCount(1));
         let class = geometry.class_of(core::alloc::Layout::new::<[u8; 256]>());
         let (mut bin, page) = (Bin::new(), PageIndex(0));
         table.claim_divided(&mut runs, &mut bin, Tag::new(ShardIndex(0), class), page);
@@ -600,12 +609,8 @@ mod tests {
     #[test]
     fn blocks_that_were_never_handed_out_hold_zeros_if_their_page_had_no_memory() {
         let geometry = CustomGeometry::new(4096, SizeClasses::POWERS_OF_TWO).unwrap();
-        let pages = PageCount(1);
-        let mut storage = vec![0u64; PageTable::storage(geometry, pages).div_ceil(8)];
-        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
-        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
-        let (table, mut runs) = unsafe { PageTable::new(geometry, 0, pages, start) };
-        runs.grow(pages);
+        let (_storage, table, mut runs) = table_of(geometry, PageCount(1));
+        runs.grow(PageCount(1));
         let class = geometry.class_of(core::alloc::Layout::new::<[u8; 1024]>());
         let (mut bin, page) = (Bin::new(), PageIndex(0));
         let mut take_two_after = |purged: bool, runs: &mut Runs| {
@@ -646,15 +651,12 @@ mod tests {
     fn parts_are_the_whole(geometry: CustomGeometry) {
         let pages = PageCount(1_000);
         let bytes = PageTable::storage(geometry, pages);
-        let mut storage = vec![0u64; bytes / 8];
-        let start = NonNull::new(storage.as_mut_ptr()).unwrap().cast();
-        // SAFETY: the storage is zeroed, as long as it should be, aligned, and used by nothing else.
-        let (table, _) = unsafe { PageTable::new(geometry, 0, pages, start) };
-        let mut at = start.addr().get();
+        let (storage, table, _) = table_of(geometry, pages);
+        let mut at = storage.as_ptr().addr();
         for (start, bytes) in table.storage_in_use(PageIndex(1_000)) {
             assert_eq!(start, at);
             at += bytes.next_multiple_of(8);
         }
-        assert_eq!(at, start.addr().get() + bytes);
+        assert_eq!(at, storage.as_ptr().addr() + bytes);
     }
 }

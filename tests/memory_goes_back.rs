@@ -521,55 +521,43 @@ fn zeroed_blocks_have_no_memory_where_there_was_none_and_are_zero_where_others_w
         |command| set(command, &[("PMA_PURGE_MS", "never")]),
         || {
             let layout = Layout::from_size_align(24 << 10, 8).unwrap();
-            let mut blocks = Vec::with_capacity(BLOCKS);
+            // So many zeroed blocks, of which only a word is written at first; and the resident bytes that they take.
+            let allocate = |count: usize| {
+                let before = resident();
+                // SAFETY: the layout is not empty; the blocks are the caller's.
+                let blocks: Vec<_> = (0..count).map(|_| unsafe { HEAP.alloc_zeroed(layout) }).collect();
+                // SAFETY: as above.
+                blocks.iter().for_each(|block| unsafe { block.write(0) });
+                let taken = resident().saturating_sub(before);
+                for &block in &blocks {
+                    // SAFETY: as above.
+                    unsafe {
+                        let bytes = std::slice::from_raw_parts(block, layout.size());
+                        assert!(bytes.iter().all(|&byte| byte == 0));
+                        block.write_bytes(0xAA, layout.size());
+                    }
+                }
+                (blocks, taken)
+            };
             // SAFETY: each block is freed once, with its layout.
-            unsafe {
-                // Fresh, of which a word is written.
-                let before = resident();
-                blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
-                blocks.iter().for_each(|block| block.write(1));
-                assert!(resident() - before < 2 * BLOCKS * 4096, "{} KiB", (resident() - before) / 1024);
-                for &block in &blocks {
-                    block.write_bytes(0xAA, layout.size());
-                }
-                for block in blocks.drain(..) {
-                    HEAP.dealloc(block, layout);
-                }
-                // Recycled: every byte is zeroed.
-                blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
-                for &block in &blocks {
-                    assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
-                    block.write_bytes(0xAA, layout.size());
-                }
-                for block in blocks.drain(..) {
-                    HEAP.dealloc(block, layout);
-                }
-                // Purged, as whole pages.
-                HEAP.purge();
-                let before = resident();
-                blocks.extend((0..BLOCKS).map(|_| HEAP.alloc_zeroed(layout)));
-                assert!(resident() - before < 2 * BLOCKS * 4096, "{} KiB", (resident() - before) / 1024);
-                for &block in &blocks {
-                    assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
-                    block.write_bytes(0xAA, layout.size());
-                }
-                // Purged, as parts of pages that are in use.
-                let left: Vec<_> = blocks.chunks(2).map(|pair| pair[0]).collect();
-                for block in blocks.drain(..).filter(|block| !left.contains(block)) {
-                    HEAP.dealloc(block, layout);
-                }
-                HEAP.purge();
-                let before = resident();
-                blocks.extend((0..left.len()).map(|_| HEAP.alloc_zeroed(layout)));
-                assert!(resident() - before < left.len() * 4096, "{} KiB", (resident() - before) / 1024);
-                for &block in &blocks {
-                    assert!(std::slice::from_raw_parts(block, layout.size()).iter().all(|&byte| byte == 0));
-                }
-                blocks.extend(left);
-                for block in blocks.drain(..) {
-                    HEAP.dealloc(block, layout);
-                }
-            }
+            let free =
+                |blocks: Vec<*mut u8>| blocks.into_iter().for_each(|it| unsafe { HEAP.dealloc(it, layout) });
+            let (fresh, taken) = allocate(BLOCKS);
+            assert!(taken < 2 * BLOCKS * 4096, "fresh: {} KiB", taken / 1024);
+            free(fresh);
+            let (recycled, _) = allocate(BLOCKS);
+            free(recycled);
+            HEAP.purge();
+            let (purged, taken) = allocate(BLOCKS);
+            assert!(taken < 2 * BLOCKS * 4096, "in purged pages: {} KiB", taken / 1024);
+            let (left, freed): (Vec<_>, Vec<_>) =
+                purged.into_iter().enumerate().partition(|(number, _)| number % 2 == 0);
+            free(freed.into_iter().map(|(_, block)| block).collect());
+            HEAP.purge();
+            let (again, taken) = allocate(left.len());
+            assert!(taken < 2 * left.len() * 4096, "in purged parts of pages in use: {} KiB", taken / 1024);
+            free(again);
+            free(left.into_iter().map(|(_, block)| block).collect());
         },
     );
     assert_ended_well(&output);

@@ -97,6 +97,14 @@ pub enum Contents {
     Zeros,
 }
 
+impl Contents {
+    /// Zeros, if that is known.
+    #[inline]
+    pub(crate) fn zeros_if(known: bool) -> Contents {
+        if known { Contents::Zeros } else { Contents::Unknown }
+    }
+}
+
 /// Exclusive use of one Divided page.
 #[derive(Debug)]
 pub struct DividedPage<'a, G> {
@@ -157,7 +165,7 @@ impl<G: Geometry> DividedPage<'_, G> {
             for slot in slots.iter_mut().filter(|slot| unwritten & self.part_of(**slot) != 0) {
                 let parts = || self.parts_of(*slot..*slot + block);
                 let has_zeros = zeros != 0 && !zeros & parts() == 0;
-                blank(slice::from_mut(slot), if has_zeros { Contents::Zeros } else { Contents::Unknown });
+                blank(slice::from_mut(slot), Contents::zeros_if(has_zeros));
             }
         };
         let (never_used, used) = slots[unfilled - fresh..].split_at_mut(fresh);

@@ -18,7 +18,7 @@ pub(super) const FREED: u64 = -0x0F11_4EED_i64 as u64;
 /// the system has taken its contents.
 pub(super) const UNMARKED: usize = 1 << (usize::BITS - 1);
 
-/// Set besides [`UNMARKED`] in the slot of a block that holds zeros: it was never in use, and had no memory.
+/// Set besides [`UNMARKED`] in the slot of a block that holds zeros: it had no memory, and was not in use since.
 pub(super) const ZEROS: usize = 1 << (usize::BITS - 2);
 /// Of a slot, what is not the address.
 pub(super) const FLAGS: usize = UNMARKED | ZEROS;

@@ -23,7 +23,7 @@
 //! | b | reads slot `t`: a block, or `BOTTOM`, which ends it | |
 //! | c | | writes the block to slot `t + 1` |
 //! | d | writes the top: `t - 1` | writes the top: `t + 1` |
-//! | e | writes the block to slot `t` without its flag, if it was never used and is there still | |
+//! | e | writes the block to slot `t` without its flags, if it was never used and is there still | |
 //! | f | writes the top: `t` again, if the block is not as it should be, and has none | |
 //!
 //! Of the blocks up to slot `k` the owner gets none after step 5 has succeeded:

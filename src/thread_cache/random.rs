@@ -58,7 +58,6 @@ impl ThreadCache {
             hardened::refuse_to_hand_out(block.addr());
         }
         hardened::hand_out(self.base, class, block.addr(), value & UNMARKED == 0);
-        let holds = if value & ZEROS != 0 { Contents::Zeros } else { Contents::Unknown };
-        Block { start: block.cast(), holds }
+        Block { start: block.cast(), holds: Contents::zeros_if(value & ZEROS != 0) }
     }
 }

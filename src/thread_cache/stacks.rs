@@ -139,7 +139,7 @@ impl Stacks {
     pub(super) fn pop(&self, class: ClassIndex) -> Block {
         // SAFETY: each top leads to a slot in use or to the bottom, and the stacks are the calling thread's.
         let (start, zeros) = unsafe { fast::pop(self.top(class)) };
-        Block { start, holds: if zeros { Contents::Zeros } else { Contents::Unknown } }
+        Block { start, holds: Contents::zeros_if(zeros) }
     }
 
     /// Puts `address` on top; false if there is no room.
