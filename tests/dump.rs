@@ -5,9 +5,14 @@ use page_memory_allocator::{DumpOptions, Heap, HeapOptions, PageAllocator, SizeC
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::fmt::{self, Write};
-use std::process::Command;
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{env, hint, thread};
+use std::{hint, thread};
+
+#[path = "common/child.rs"]
+mod child;
+
+use child::{assert_ended_well, in_child, text};
 
 /// The process heap, with the calls of each thread counted.
 struct Counting;
@@ -59,32 +64,13 @@ fn calls_in(work: impl FnOnce()) -> usize {
     CALLS.with(Cell::get) - before
 }
 
-const CHILD: &str = "PMA_DUMP_CHILD";
-
-/// Runs `work`, the body of the test called `name`, in a process where no other test runs, and returns what that
-/// writes to standard output. In that process it returns `None`. A deadlock of the process heap, which takes its whole
-/// process with it, is thus a failed test.
-fn alone(name: &str, work: impl FnOnce()) -> Option<String> {
-    if env::var_os(CHILD).is_some() {
-        // SAFETY: alarm has no preconditions.
-        unsafe { libc::alarm(60) };
-        println!("{CHILD} is {name}");
-        work();
-        return None;
-    }
-    let mut child = Command::new(env::current_exe().unwrap());
-    let output = child
-        .args(["--exact", name, "--nocapture"])
-        .env(CHILD, "1")
-        // A sampled block lies in another page than its neighbours.
-        .env("PMA_PROFILE_BYTES", "1000G")
-        .output()
-        .unwrap();
-    let (stdout, stderr) =
-        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
-    assert!(stdout.contains(&format!("{CHILD} is {name}\n")), "there is no test {name}");
-    Some(stdout)
+/// Runs `body`, a closure of the test function itself, in a process where no other thread allocates. A deadlock of the
+/// process heap, which takes its whole process with it, is thus a failed test.
+fn alone(body: impl FnOnce()) -> Output {
+    // A sampled block lies in another page than its neighbours.
+    let output = in_child(|command| _ = command.env("PMA_PROFILE_BYTES", "1000G"), body);
+    assert_ended_well(&output);
+    output
 }
 
 const PAGE: usize = 4096;
@@ -391,7 +377,7 @@ impl Write for Growing<'_> {
 
 #[test]
 fn a_run_that_grows_while_it_is_dumped_stays_one_line() {
-    alone("a_run_that_grows_while_it_is_dumped_stays_one_line", || {
+    alone(|| {
         let heap = heap_of(1000);
         alloc(&heap, 100);
         let mut writer = Growing { heap: &heap, run: alloc(&heap, 2 * PAGE), text: String::new() };
@@ -423,7 +409,7 @@ impl Write for Allocating<'_> {
 
 #[test]
 fn a_writer_may_use_the_heap_that_is_dumped() {
-    alone("a_writer_may_use_the_heap_that_is_dumped", || {
+    alone(|| {
         for pages in [64, 1000] {
             let heap = heap_of(pages);
             let held: Vec<_> = [8, 64, 1024, 2 * PAGE].map(|size| (alloc(&heap, size), size)).into();
@@ -458,7 +444,7 @@ impl Write for AllocatingGlobally {
 
 #[test]
 fn a_writer_may_use_the_global_allocator_that_is_dumped() {
-    alone("a_writer_may_use_the_global_allocator_that_is_dumped", || {
+    alone(|| {
         let mut writer = AllocatingGlobally { text: String::new() };
         HEAP.dump_to(&mut writer).unwrap();
         let summary = HEAP.summary();
@@ -468,17 +454,14 @@ fn a_writer_may_use_the_global_allocator_that_is_dumped() {
 
 #[test]
 fn the_process_heap_is_printed_to_standard_output_without_an_allocation() {
-    let name = "the_process_heap_is_printed_to_standard_output_without_an_allocation";
-    let printed = alone(name, || {
+    let ended = alone(|| {
         let blocks: Vec<Vec<u8>> = (1..1000).map(|size| vec![0; size * 100]).collect();
         let calls = calls_in(|| HEAP.dump());
         assert_eq!((blocks.len(), calls), (999, 0));
-        // Before the test harness writes something behind it.
-        std::process::exit(0);
     });
-    let text = printed.expect("the other process has ended");
+    let text = text(&ended.stdout);
     let summary = HEAP.summary();
-    assert_covers(&text, summary.reserved_bytes / summary.page_size);
+    assert_covers(text, summary.reserved_bytes / summary.page_size);
     assert!(text.len() > 8192, "the text is longer than the buffer it goes through");
     assert!(text.contains("\n  All else "), "the sums stand above the table");
 }
@@ -541,7 +524,7 @@ fn the_summary_is_printed_in_aligned_lines() {
 
 #[test]
 fn blocks_in_a_thread_cache_are_not_live() {
-    alone("blocks_in_a_thread_cache_are_not_live", || {
+    alone(|| {
         let mut held: Vec<Box<[u8; 40]>> = Vec::with_capacity(400);
         let before = HEAP.summary();
         held.extend((0..400).map(|_| Box::new([1; 40])));
@@ -560,7 +543,7 @@ fn blocks_in_a_thread_cache_are_not_live() {
 
 #[test]
 fn above_the_process_heaps_table_stand_its_stats() {
-    alone("above_the_process_heaps_table_stand_its_stats", || {
+    alone(|| {
         // Blocks that are freed into the thread's cache: their pages have no more free blocks for it.
         drop((0..100).map(|_| Box::new([1; 40])).collect::<Vec<_>>());
         // Written to before, so that it is resident already.
@@ -582,7 +565,7 @@ fn above_the_process_heaps_table_stand_its_stats() {
 
 #[test]
 fn the_process_heaps_summary_agrees_with_its_census() {
-    alone("the_process_heaps_summary_agrees_with_its_census", || {
+    alone(|| {
         let run = vec![1u8; 3 << 20];
         let (summary, census) = (HEAP.summary(), HEAP.check().unwrap());
         assert_adds_up(&summary);
@@ -668,7 +651,7 @@ fn dumps_while_threads_allocate_show_every_page_once() {
 
 #[test]
 fn the_process_heap_is_dumped_while_threads_allocate_from_it() {
-    alone("the_process_heap_is_dumped_while_threads_allocate_from_it", || {
+    alone(|| {
         let stop = AtomicBool::new(false);
         let pages = HEAP.summary().reserved_bytes / HEAP.summary().page_size;
         thread::scope(|scope| {

@@ -2,8 +2,9 @@
 
 use std::any::type_name;
 use std::cell::Cell;
-use std::process::{Command, Output, Stdio, exit};
-use std::{env, panic, str};
+use std::process::{self, Command, Output, Stdio, exit};
+use std::time::Duration;
+use std::{env, fs, panic, str, thread};
 
 /// Set in a child, so that the test takes the child's part.
 const CHILD: &str = "PMA_TEST_CHILD";
@@ -31,6 +32,26 @@ pub fn cases<T: Copy>(all: &[T]) -> impl Iterator<Item = T> {
 /// A child that hangs is ended after so many seconds.
 const LONGEST: u32 = 120;
 
+/// Waits until the main thread, which has started this one for its test, waits for it: until then it allocates, and what a
+/// test measures of the process would not be its own doing.
+fn wait_for_the_harness() {
+    let status = format!("/proc/self/task/{}/status", process::id());
+    // Whether it sleeps, and how often it has begun to.
+    let sleep = || {
+        let status = fs::read_to_string(&status).ok()?;
+        let count = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:"))?;
+        status.contains("\nState:\tS ").then(|| count.to_owned())
+    };
+    for _ in 0..1000 {
+        let before = sleep();
+        thread::sleep(Duration::from_millis(2));
+        if before.is_some() && before == sleep() {
+            return;
+        }
+    }
+    panic!("the test harness does not come to rest");
+}
+
 /// Runs `body` in a child process that `prepare` may give limits, and returns what became of it. `body` is a closure
 /// of the test function itself: its type tells the test's name. Where there is more than one, they are for [`cases`]. A child whose
 /// `body` returns exits with success.
@@ -43,6 +64,7 @@ pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Out
         }));
         // SAFETY: alarm has no preconditions.
         unsafe { libc::alarm(LONGEST) };
+        wait_for_the_harness();
         body();
         exit(0);
     }
