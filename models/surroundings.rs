@@ -153,11 +153,31 @@ pub(crate) mod heap {
     use super::{HEAPS_MADE, Options, Relaxed, UnsafeCell};
     use core::marker::PhantomData;
     use core::mem;
-    use core::ops::Range;
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) enum Unused {
         Idle,
+    }
+
+    pub(crate) struct Most {
+        pub(crate) bytes: usize,
+        pub(crate) calls: usize,
+        pub(crate) looks: usize,
+    }
+
+    impl Most {
+        pub(crate) const ALL: Most = Most { bytes: usize::MAX, calls: usize::MAX, looks: usize::MAX };
+    }
+
+    pub(crate) struct Progress {
+        pub(crate) bytes: usize,
+        pub(crate) next: Option<PageIndex>,
+    }
+
+    impl Progress {
+        pub(crate) fn goes_on(&self) -> bool {
+            self.next.is_some()
+        }
     }
 
     /// The free runs: how many pages of them are dirty, and how often they were changed.
@@ -212,16 +232,13 @@ pub(crate) mod heap {
             // SAFETY: as the caller says.
             unsafe { self.runs.leaked() }
         }
-        pub(crate) fn purge_free_pages(&self, _: Unused, _: usize, _: usize) -> usize {
-            mem::take(&mut self.runs().dirty) as usize
+        pub(crate) fn purge_free_pages(&self, _: Unused, _: Most) -> Progress {
+            Progress { bytes: mem::take(&mut self.runs().dirty) as usize, next: None }
         }
         pub(crate) fn purge_table(&self) {}
 
-        pub(crate) fn purge_parts(&self, _: Unused, pages: Range<PageIndex>, _: usize) -> (usize, PageIndex) {
-            (0, pages.end)
-        }
-        pub(crate) fn frontier(&self) -> PageIndex {
-            PageIndex(0)
+        pub(crate) fn purge_parts(&self, _: Unused, _: PageIndex, _: Most) -> Progress {
+            Progress { bytes: 0, next: None }
         }
     }
 }

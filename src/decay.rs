@@ -9,22 +9,20 @@
 //! come by a slow path meanwhile: it may be asleep.
 
 use crate::first_use;
-use crate::heap::{Heap, Unused};
+use crate::heap::{Heap, Most, Unused};
 use crate::options::Options;
 use crate::report;
 use crate::size_class::BuildGeometry;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, shared};
 use crate::sys;
 use crate::thread_cache;
-use crate::units::{PageCount, PageIndex};
+use crate::units::PageIndex;
 use core::ptr;
-use core::sync::atomic::{Ordering::AcqRel, Ordering::Relaxed};
+use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
-const MOST_BYTES: usize = 16 << 20;
-const MOST_PAGES: PageCount = PageCount(1024);
+const MOST: Most = Most { bytes: 16 << 20, calls: 256, looks: 1024 };
 const MOST_CACHES: usize = 32;
-const MOST_CALLS: usize = 256;
 /// After so many passes that had nothing to do, and nobody came by meanwhile, the background thread waits until memory is freed. More
 /// than one, as some of what is freed is given back by the second pass after that.
 pub(crate) const IDLE_PASSES: u32 = 4;
@@ -106,11 +104,12 @@ fn start_thread() {
 
 /// Has the thread know that there may be something to do. Either it sees that when it looks again, or its sleep is seen here:
 /// the one exchange of the flag that comes second knows what was written before the other. Who finds the flag set need not
-/// set it: the thread will look, and takes the locks of what was freed after that.
+/// set it: the thread will look, and takes the locks of what was freed after that. Which pages are watched it sees without
+/// one: so these are set and looked at, as the flag is, in one order for all threads.
 #[inline]
 fn come_by() {
-    if !CAME_BY.load(Relaxed) {
-        CAME_BY.swap(true, AcqRel);
+    if !CAME_BY.load(SeqCst) {
+        CAME_BY.swap(true, SeqCst);
     }
     if THREAD.load(Relaxed) == WAITING {
         wake();
@@ -119,7 +118,7 @@ fn come_by() {
 
 /// Whether somebody came by since this was last asked.
 fn somebody_came_by() -> bool {
-    CAME_BY.swap(false, AcqRel)
+    CAME_BY.swap(false, SeqCst)
 }
 
 #[cold]
@@ -134,20 +133,15 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
     if DUE.compare_exchange(due, NEVER, Relaxed, Relaxed).is_err() {
         return;
     }
-    let purged = heap.purge_free_pages(Unused::Idle, MOST_BYTES, MOST_CALLS);
-    let wait = if purged < MOST_BYTES {
-        let (end, from) = (heap.frontier(), PageIndex(NEXT_PAGE.load(Relaxed)));
-        let to = from.plus(MOST_PAGES).min(end);
-        let (purged, next) = heap.purge_parts(Unused::Idle, from.min(end)..to, MOST_CALLS);
-        NEXT_PAGE.store(if next == end { 0 } else { next.0 }, Relaxed);
-        if next < to && purged > 0 {
-            // It goes on soon, unless all is refused.
-            1
-        } else {
-            begin_period(heap);
-            thread_cache::take_from_some(heap, MOST_CACHES);
-            PERIOD.load(Relaxed)
-        }
+    let is_through = !heap.purge_free_pages(Unused::Idle, MOST).goes_on() && {
+        let parts = heap.purge_parts(Unused::Idle, PageIndex(NEXT_PAGE.load(Relaxed)), MOST);
+        NEXT_PAGE.store(parts.next.map_or(0, |page| page.0), Relaxed);
+        !parts.goes_on()
+    };
+    let wait = if is_through {
+        begin_period(heap);
+        thread_cache::take_from_some(heap, MOST_CACHES);
+        PERIOD.load(Relaxed)
     } else {
         1
     };
@@ -172,8 +166,8 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
 /// What the background thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
 pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
     let came_by = somebody_came_by();
-    let purged = heap.purge_free_pages(Unused::Idle, usize::MAX, usize::MAX)
-        + heap.purge_parts(Unused::Idle, PageIndex(0)..heap.frontier(), usize::MAX).0;
+    let purged = heap.purge_free_pages(Unused::Idle, Most::ALL).bytes
+        + heap.purge_parts(Unused::Idle, PageIndex(0), Most::ALL).bytes;
     begin_period(heap);
     let taken = thread_cache::take_from_all(heap, Unused::Idle);
     let idle = if came_by || purged + taken > 0 { 0 } else { idle + 1 };

@@ -27,7 +27,7 @@ pub use options::{HeapError, HeapOptions};
 #[cfg(feature = "os")]
 pub(crate) use process::LEDGER;
 #[cfg(feature = "os")]
-pub(crate) use purge::Unused;
+pub(crate) use purge::{Most, Unused};
 
 use crate::arena::{Arena, HUGE_PAGE};
 use crate::ledger::Ledger;

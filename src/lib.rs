@@ -38,6 +38,7 @@
 //! | tag | class and shard of a Divided page in one integer |
 //! | gate | what a thread's slow paths go through, and who empties its cache closes |
 //! | pass | a round of giving memory back |
+//! | watched | a page in use that a pass has to look at: it was used since, or could not give all back |
 //!
 //! # Structures
 //!

@@ -71,7 +71,7 @@ use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex}
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use static_assertions::{const_assert, const_assert_eq};
 
 /// Class and shard of a Divided page in one integer; zero for any other page.
@@ -128,7 +128,7 @@ struct Header {
     /// Divided: 1 + the list of its bin that the page is in; 0 while it has no free block.
     list: u8,
     /// Divided: whether blocks were taken or put since [`DividedPage::was_idle`] last looked. Multi head: whether the run was
-    /// made or resized since [`PageTable::unused_multi_tail`] last did.
+    /// made or resized since [`PageTable::unused_multi_tail`] last did. Such a page is watched.
     busy: bool,
     /// Multi head: how the run is mapped.
     mapping: Mapping,
@@ -232,13 +232,15 @@ pub struct PageTable<G> {
     words: Words,
     headers: NonNull<Header>,
     tags: NonNull<AtomicU16>,
+    /// A bit for each page: see [`next_watched`](PageTable::next_watched).
+    watched: NonNull<AtomicU64>,
     /// A bitmap of `words.short` words for every page, and one of `words.long` words.
     short_bitmaps: NonNull<u64>,
     long_bitmaps: NonNull<u64>,
 }
 
 // SAFETY: the pointers lead to storage that belongs to the table alone; what they lead to is reached only through
-// `&mut Runs` or `&mut Bin`, tags apart, which are atomic.
+// `&mut Runs` or `&mut Bin`, tags and which pages are watched apart, which are atomic.
 unsafe impl<G: Send> Send for PageTable<G> {}
 // SAFETY: as above.
 unsafe impl<G: Sync> Sync for PageTable<G> {}
@@ -273,9 +275,13 @@ impl Words {
     }
 }
 
+/// Pages to a word of those that tell which are watched.
+const WATCHED: usize = u64::BITS as usize;
+
 /// Where each part of a table lies in its storage, in bytes.
 struct Sections {
     tags: usize,
+    watched: usize,
     short_bitmaps: usize,
     long_bitmaps: usize,
     words: usize,
@@ -289,12 +295,13 @@ impl Sections {
         let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
-        let first_word = tags + aligned(capacity.get() * size_of::<AtomicU16>());
+        let watched = tags + aligned(capacity.get() * size_of::<AtomicU16>());
+        let first_word = watched + capacity.get().div_ceil(WATCHED) * size_of::<AtomicU64>();
         let summaries = first_word + words * size_of::<Word>();
         let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
         let long_bitmaps = short_bitmaps + short;
         let end = long_bitmaps + long;
-        Sections { tags, short_bitmaps, long_bitmaps, words: first_word, summaries, end }
+        Sections { tags, watched, short_bitmaps, long_bitmaps, words: first_word, summaries, end }
     }
 }
 
@@ -345,6 +352,7 @@ impl<G: Geometry> PageTable<G> {
                 words: bitmaps,
                 headers: storage.cast(),
                 tags: storage.add(sections.tags).cast(),
+                watched: storage.add(sections.watched).cast(),
                 short_bitmaps: storage.add(sections.short_bitmaps).cast(),
                 long_bitmaps: storage.add(sections.long_bitmaps).cast(),
             };
@@ -458,6 +466,53 @@ impl<G: Geometry> PageTable<G> {
         unsafe { self.tags.add(page.get()).as_ref() }.store(tag.0, Ordering::Relaxed);
     }
 
+    /// The word that tells whether `page` is watched, and its bit there.
+    fn watched(&self, page: PageIndex) -> (&AtomicU64, u64) {
+        assert!(page.0 < self.capacity.0, "a page of another arena");
+        // SAFETY: the page is one of the arena's, which all have a bit.
+        let word = unsafe { self.watched.add(page.get() / WATCHED).as_ref() };
+        (word, 1 << (page.get() % WATCHED))
+    }
+
+    /// The first page that is watched, from `from` to before `end`. A page that is not watched was not used since what it could
+    /// give back went back, or since there was nothing: so one need not look at it again. May be asked at any time, in one
+    /// order with whatever else is `SeqCst`.
+    pub fn next_watched(&self, from: PageIndex, end: PageIndex) -> Option<PageIndex> {
+        let mut at = from;
+        while at < end {
+            let (word, bit) = self.watched(at);
+            let rest = word.load(Ordering::SeqCst) & bit.wrapping_neg();
+            let first = at.get() / WATCHED * WATCHED;
+            if rest != 0 {
+                let page = PageIndex((first + rest.trailing_zeros() as usize) as u32);
+                return (page < end).then_some(page);
+            }
+            at = PageIndex((first + WATCHED) as u32);
+        }
+        None
+    }
+
+    /// Has `page`, which is used, watched. The caller has it, so that nobody has it [let be](Self::let_be) meanwhile.
+    fn watch(&self, page: PageIndex) {
+        let (word, bit) = self.watched(page);
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    /// Has `page` watched no more.
+    fn let_be(&self, page: PageIndex) {
+        let (word, bit) = self.watched(page);
+        word.fetch_and(!bit, Ordering::Relaxed);
+    }
+
+    /// Has a page watched no more that is neither Divided nor begins a run: what it was watched for is gone.
+    pub(crate) fn let_be_unless_head(&self, _: &mut Runs, page: PageIndex) {
+        // SAFETY: the state is atomic. What is neither does not become so before the runs are let go.
+        let state = unsafe { (*self.header(page)).state.get() };
+        if matches!(state, State::None | State::Guard) {
+            self.let_be(page);
+        }
+    }
+
     fn header(&self, page: PageIndex) -> *mut Header {
         assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: the page is one of the arena's, which all have a header.
@@ -479,6 +534,7 @@ impl<G: Geometry> PageTable<G> {
         (header.live, header.watermark, header.first_word) = (0, 0, 0);
         header.fresh = runs.dirty_within(page, PageCount(1)).is_none();
         (header.busy, header.purged) = (true, if header.fresh { u16::MAX } else { 0 });
+        self.watch(page);
         self.set_tag(page, tag);
         bin.pages += 1;
         self.relist(bin, page, Bin::list_of(self.capacity_of(tag), self.capacity_of(tag)));

@@ -18,7 +18,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{hint, ptr, thread};
 
 #[global_allocator]
@@ -151,6 +151,35 @@ fn free_memory_goes_back_on_the_slow_paths_of_any_thread() {
                 resident() - before < 16 * MIB
             });
             assert!(goes_back, "{} are left", resident() - before);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn parts_of_the_pages_of_a_large_heap_go_back_in_a_few_periods() {
+    const PAGES: usize = 12_000;
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "2000")]),
+        || {
+            // Two to a page.
+            let mut blocks: Vec<Vec<u8>> = (0..2 * PAGES).map(|_| Vec::with_capacity(32 << 10)).collect();
+            blocks.iter_mut().for_each(|block| block.push(1));
+            let (before, start) = (resident(), Instant::now());
+            let mut number = 0;
+            blocks.retain(|_| {
+                number += 1;
+                number % 2 == 0
+            });
+            let goes_back = becomes_true(|| {
+                hint::black_box(vec![0u8; 100_000]);
+                before - resident().min(before) > PAGES * 4096 * 9 / 10
+            });
+            assert!(goes_back, "{} of {before} are left", resident());
+            // A thousand pages a period would take 12 s.
+            assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
+            assert!(blocks.iter().all(|block| block[0] == 1));
             HEAP.check().unwrap();
         },
     );
@@ -445,6 +474,37 @@ fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
     assert_ended_well(&output);
 }
 
+#[test]
+fn the_end_of_a_run_that_was_kept_for_its_thread_goes_back_in_time() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "100")]),
+        || {
+            const LEAST: usize = if cfg!(feature = "hardened") { 32 << 10 } else { 48 << 10 };
+            const RUNS: usize = 100;
+            let mut runs = vec![vec![1u8; 128 << 10]; RUNS];
+            let pass = || _ = hint::black_box(vec![0u8; 300_000]);
+            // Runs that were looked at, and have nothing to give back.
+            for _ in 0..30 {
+                pass();
+                thread::sleep(Duration::from_millis(10));
+            }
+            for run in &mut runs {
+                *run = Vec::new();
+                run.reserve_exact((64 << 10) + 1);
+            }
+            let before = resident();
+            let goes_back = becomes_true(|| {
+                pass();
+                before.saturating_sub(resident()) > RUNS * LEAST
+            });
+            assert!(goes_back, "{before} then, {} now", resident());
+            drop(runs);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
 // A hardened heap has a byte for each block besides, which it keeps.
 #[cfg(not(feature = "hardened"))]
 #[test]
@@ -604,6 +664,24 @@ fn a_heap_of_ones_own_gives_back_what_is_free_and_keeps_what_is_not() {
             assert_eq!(heap.check().unwrap().free_pages, heap.pages().get());
         }
     }
+}
+
+#[test]
+fn what_the_system_refuses_to_take_is_given_back_later() {
+    let heap = HeapOptions::new().capacity(MIB).page_size(64 << 10).build().unwrap();
+    let layout = Layout::new::<[u64; 1024]>();
+    let blocks: Vec<_> = (0..8).map(|_| heap.alloc(layout)).collect();
+    // SAFETY: the blocks are live, and all of a page, which the first one begins.
+    unsafe {
+        blocks.iter().for_each(|block| block.write_bytes(1, layout.size()));
+        if libc::mlock(blocks[0].cast(), 64 << 10) != 0 {
+            return eprintln!("this process may lock no memory");
+        }
+        blocks[1..].iter().for_each(|&block| heap.dealloc(block, layout));
+        assert_eq!(heap.purge(), 0, "the page is locked");
+        assert_eq!(libc::munlock(blocks[0].cast(), 64 << 10), 0);
+    }
+    assert_eq!((heap.purge(), heap.purge()), (7 << 13, 0));
 }
 
 #[test]

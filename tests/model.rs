@@ -588,8 +588,10 @@ impl<G: Geometry> TableModel<G> {
         let part = self.part();
         let Page::Divided { tag, live, memory } = &mut self.pages[page.get()] else { unreachable!() };
         let size = self.table.geometry().classes().block(tag.class());
+        let is_watched = self.table.next_watched(page, page.plus(PageCount(1))).is_some();
         let mut divided = self.table.divided(Self::bin(&mut self.bins, *tag), page);
-        assert_eq!(divided.was_idle(), !mem::replace(&mut memory.busy, false));
+        let was_idle = divided.was_idle();
+        assert_eq!(was_idle, !mem::replace(&mut memory.busy, false));
         assert!(divided.was_idle(), "it was asked just before");
         let in_use = |number: usize| {
             let blocks = number * part / size..((number + 1) * part).div_ceil(size).min(live.len());
@@ -598,12 +600,16 @@ impl<G: Geometry> TableModel<G> {
         let unused = (0..memory.purged.len()).map(|number| !memory.purged[number] && !in_use(number));
         let unused = stretches(&unused.collect::<Vec<_>>(), part);
         assert_eq!(divided.unused_parts(Self::GRAIN).collect::<Vec<_>>(), unused);
+        assert!(is_watched || (was_idle && unused.is_empty()), "nobody would look at the page");
         for &(start, end) in unused.iter().step_by(every) {
             divided.note_purged(start, end, Self::GRAIN);
             memory.purged[start / part..end / part].fill(true);
             memory.zero[start / 8..end / 8].fill(true);
             let sixteenth = self.table.geometry().page_size() / 16;
             memory.unwritten[start / sixteenth..end / sixteenth].fill(true);
+        }
+        if every == 1 {
+            divided.let_be();
         }
     }
 

@@ -9,7 +9,6 @@ use crate::arena::HUGE_PAGE;
 use crate::size_class::Geometry;
 use crate::sys;
 use crate::units::{PageCount, PageIndex};
-use core::ops::Range;
 
 /// Bytes given back at a time: a huge page, so that none is split.
 const STEP: usize = HUGE_PAGE;
@@ -29,6 +28,50 @@ pub(crate) enum Unused {
     Idle,
 }
 
+/// What is to be done at most before others go on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Most {
+    /// Bytes given back.
+    pub(crate) bytes: usize,
+    /// System calls.
+    pub(crate) calls: usize,
+    /// Pages in use that are looked at.
+    pub(crate) looks: usize,
+}
+
+impl Most {
+    pub(crate) const ALL: Most = Most { bytes: usize::MAX, calls: usize::MAX, looks: usize::MAX };
+}
+
+/// What was done, and what is left.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Progress {
+    /// Bytes given back. Some may not have had memory.
+    pub(crate) bytes: usize,
+    calls: usize,
+    looks: usize,
+    /// Where there is more to do; `None` if that was all.
+    pub(crate) next: Option<PageIndex>,
+}
+
+impl Progress {
+    /// Counts a system call that was to give `bytes` back.
+    fn add(&mut self, bytes: usize, purged: bool) {
+        self.calls += 1;
+        self.bytes += if purged { bytes } else { 0 };
+    }
+
+    /// Whether `most` is done.
+    fn has_done(&self, most: Most) -> bool {
+        self.bytes >= most.bytes || self.calls >= most.calls || self.looks >= most.looks
+    }
+
+    /// Whether there is more to do, and the system does not refuse all of it.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.next.is_some() && (self.calls == 0 || self.bytes > 0)
+    }
+}
+
 impl<G: Geometry> Heap<G> {
     /// Gives the memory of everything that is free back to the system, at once. Returns how many bytes of addresses
     /// that were; some of them may not have had memory. Free pages that were not used since they last went back are not
@@ -38,8 +81,8 @@ impl<G: Geometry> Heap<G> {
     /// them in any case.
     pub fn purge(&self) -> usize {
         self.empty_quarantine(&mut self.runs());
-        let purged = self.purge_free_pages(Unused::All, usize::MAX, usize::MAX)
-            + self.purge_parts(Unused::All, PageIndex(0)..self.frontier(), usize::MAX).0;
+        let purged = self.purge_free_pages(Unused::All, Most::ALL).bytes
+            + self.purge_parts(Unused::All, PageIndex(0), Most::ALL).bytes;
         self.purge_clean_pages();
         self.purge_table();
         purged
@@ -87,31 +130,33 @@ impl<G: Geometry> Heap<G> {
         PageIndex(page.min(self.pages().get()) as u32)
     }
 
-    /// Gives back the memory of free pages, up to about `most` bytes, by at most `most_calls` system calls, of which some may
-    /// be refused. With them goes what clean ones beside them have of the same huge page.
-    pub(crate) fn purge_free_pages(&self, unused: Unused, most: usize, most_calls: usize) -> usize {
-        if !self.has_whole_os_pages() {
-            return 0;
-        }
+    /// Gives back the memory of free pages, about as much as `most` allows. With them goes what clean ones beside them have of
+    /// the same huge page.
+    pub(crate) fn purge_free_pages(&self, unused: Unused, most: Most) -> Progress {
         let (step, first_huge) = (self.step(), self.first_huge());
-        let (mut from, mut purged, mut calls) = (PageIndex(0), 0, 0);
-        while purged < most && calls < most_calls {
-            calls += 1;
+        let mut progress = Progress::default();
+        let mut from = PageIndex(0);
+        while self.has_whole_os_pages() {
             let mut runs = self.runs();
             let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
                 break;
             };
+            if progress.has_done(most) {
+                progress.next = Some(start);
+                break;
+            }
             let shift = self.geometry().page_shift();
             let (first, all) =
                 if start < first_huge { (start, count) } else { runs.with_clean(start, count, step) };
             // SAFETY: the pages are free, and stay so while the runs are locked.
-            if unsafe { sys::purge(self.at(first), all.bytes(shift)) } {
+            let purged = unsafe { sys::purge(self.at(first), all.bytes(shift)) };
+            if purged {
                 runs.clean(start, count);
-                purged += count.bytes(shift);
             }
+            progress.add(count.bytes(shift), purged);
             from = start.plus(count);
         }
-        purged
+        progress
     }
 
     /// Gives back what free pages that are clean have of huge pages. Where others in these are in use, they are huge pages
@@ -130,73 +175,80 @@ impl<G: Geometry> Heap<G> {
         }
     }
 
-    /// Gives back the parts of pages in use, among `pages`, that hold no live block, and what lies behind the end of
-    /// runs, by about `most_calls` system calls. Returns how many bytes that were, and the page to go on with.
-    pub(crate) fn purge_parts(
-        &self,
-        unused: Unused,
-        pages: Range<PageIndex>,
-        most_calls: usize,
-    ) -> (usize, PageIndex) {
+    /// Gives back the parts of pages in use, from `from` on, that hold no live block, and what lies behind the end of runs, about
+    /// as much as `most` allows.
+    pub(crate) fn purge_parts(&self, unused: Unused, from: PageIndex, most: Most) -> Progress {
+        let mut progress = Progress::default();
         if !self.has_whole_os_pages() {
-            return (0, pages.end);
+            return progress;
         }
-        let grain = sys::page_size();
-        let bytes = (pages.end.get() - pages.start.get()) * self.page_size();
-        let (mut purged, mut calls) = (0, 0);
-        let mut next = pages.start;
-        while next < pages.end && calls < most_calls {
-            let page = next;
-            next = page.plus(PageCount(1));
-            let tag = self.table.tag(page);
-            if !tag.is_divided() {
-                let (bytes, passed) = self.purge_tail(page, unused, grain);
-                purged += bytes;
-                calls += usize::from(bytes > 0);
-                next = page.plus(passed);
-                continue;
+        let (mut at, end) = (from, self.frontier());
+        while let Some(page) = self.table.next_watched(at, end) {
+            if progress.has_done(most) {
+                progress.next = Some(page);
+                break;
             }
-            let mut bin = self.bin(tag);
-            if self.table.tag(page) != tag {
-                continue;
-            }
-            let mut divided = self.table.divided(&mut bin, page);
-            if !divided.was_idle() && unused == Unused::Idle {
-                continue;
-            }
-            for (start, end) in divided.unused_parts(grain) {
-                calls += 1;
-                // SAFETY: no block there is live, and none is handed out while the bin is locked.
-                if unsafe { sys::purge(self.at(page).add(start), end - start) } {
-                    divided.note_purged(start, end, grain);
-                    purged += end - start;
-                }
-            }
+            progress.looks += 1;
+            self.purge_parts_of(page, unused, &mut progress);
+            at = page.plus(PageCount(1));
         }
-        if purged > bytes / PURGED_SHARE {
-            self.arena.no_more_huge_pages_below(pages.end.get() * self.page_size());
+        let passed = progress.next.unwrap_or(end).get().saturating_sub(from.get());
+        if progress.bytes > passed * self.page_size() / PURGED_SHARE {
+            self.arena.no_more_huge_pages_below((from.get() + passed) * self.page_size());
         }
-        (purged, next.min(pages.end))
+        progress
     }
 
-    /// Gives back the OS pages behind the end of a run, if `page`, which is not Divided, begins one. Returns how many
-    /// bytes these were, and in how many pages there is nothing else to give back.
-    fn purge_tail(&self, page: PageIndex, unused: Unused, grain: usize) -> (usize, PageCount) {
+    /// [`purge_parts`](Self::purge_parts), of one page, which is watched no more once all of it that is unused went back.
+    fn purge_parts_of(&self, page: PageIndex, unused: Unused, progress: &mut Progress) {
+        let grain = sys::page_size();
+        let tag = self.table.tag(page);
+        if !tag.is_divided() {
+            return self.purge_tail(page, unused, grain, progress);
+        }
+        let mut bin = self.bin(tag);
+        if self.table.tag(page) != tag {
+            return;
+        }
+        let mut divided = self.table.divided(&mut bin, page);
+        if !divided.was_idle() && unused == Unused::Idle {
+            return;
+        }
+        let mut is_done = true;
+        for (start, end) in divided.unused_parts(grain) {
+            // SAFETY: no block there is live, and none is handed out while the bin is locked.
+            let purged = unsafe { sys::purge(self.at(page).add(start), end - start) };
+            if purged {
+                divided.note_purged(start, end, grain);
+            }
+            progress.add(end - start, purged);
+            is_done &= purged;
+        }
+        if is_done {
+            divided.let_be();
+        }
+    }
+
+    /// Gives back the OS pages behind the end of a run, if `page`, which is not Divided, begins one.
+    fn purge_tail(&self, page: PageIndex, unused: Unused, grain: usize, progress: &mut Progress) {
         let mut runs = self.runs();
         let Ok(count) = self.table.multi_run(&runs, page) else {
-            let free = runs.free_from(page, TABLE_STEP);
-            return (0, free.max(PageCount(1)));
+            return self.table.let_be_unless_head(&mut runs, page);
         };
         if !self.table.hold_multi(&mut runs, page) {
-            return (0, count);
+            return;
         }
-        let bytes = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) & !(grain - 1);
-        // SAFETY: nobody asked for these bytes, and the run stays while it is held.
-        let purged = bytes > 0 && unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) };
-        if purged {
-            self.table.note_multi_tail_purged(&mut runs, page);
+        if let Some(bytes) = self.table.unused_multi_tail(&mut runs, page, unused == Unused::Idle) {
+            let bytes = bytes & !(grain - 1);
+            // SAFETY: nobody asked for these bytes, and the run stays while it is held.
+            let purged = bytes == 0 || unsafe { sys::purge(self.at(page.plus(count)).sub(bytes), bytes) };
+            if purged {
+                self.table.note_multi_tail_purged(&mut runs, page);
+            }
+            if bytes > 0 {
+                progress.add(bytes, purged);
+            }
         }
         self.table.let_go_multi(&mut runs, page);
-        (if purged { bytes } else { 0 }, count)
     }
 }

@@ -152,6 +152,9 @@ impl<G: Geometry> PageTable<G> {
         if words[..header.first_word as usize].iter().any(|&word| word != 0) {
             return fail("a block below the first free one is free");
         }
+        if header.busy && self.next_watched(page, page.plus(PageCount(1))).is_none() {
+            return fail("a page that was used is not watched");
+        }
         if header.list != Bin::list_of(capacity - header.live as usize, capacity) {
             return fail("a page is in the wrong list");
         }

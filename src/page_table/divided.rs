@@ -268,6 +268,13 @@ impl<G: Geometry> DividedPage<'_, G> {
         !core::mem::replace(&mut self.header.busy, false)
     }
 
+    /// Notes that the page has nothing more to give back until blocks are taken or put: it is
+    /// [watched](PageTable::next_watched) no more.
+    pub fn let_be(&mut self) {
+        debug_assert!(!self.header.busy);
+        self.table.let_be(self.page);
+    }
+
     /// The parts of the page that hold no live block and may have memory, as offsets of their first bytes and behind
     /// their last; each is a multiple of `grain` bytes, a power of two. A caller who gives the memory of a part back
     /// to the system, such that it reads as zeros, says so by [`note_purged`](Self::note_purged).
@@ -363,7 +370,9 @@ impl<G: Geometry> DividedPage<'_, G> {
 
     /// Moves the page to the list that its fullness asks for. Due after blocks were taken or put.
     pub fn settle(self) {
-        self.header.busy = true;
+        if !core::mem::replace(&mut self.header.busy, true) {
+            self.table.watch(self.page);
+        }
         let capacity = self.table.capacity_of(self.tag);
         let list = Bin::list_of(capacity - self.header.live as usize, capacity);
         self.table.relist(self.bin, self.page, list);

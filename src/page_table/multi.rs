@@ -123,7 +123,10 @@ impl<G: Geometry> PageTable<G> {
         // SAFETY: as in `multi_tail`.
         let header = unsafe { &mut *self.header(head) };
         header.tail.store(bytes as u32, Relaxed);
-        (header.busy, header.blank) = (true, false);
+        header.blank = false;
+        if !mem::replace(&mut header.busy, true) {
+            self.watch(head);
+        }
     }
 
     /// Keeps the Multi run at `head` from going to a thread's cache until [`let_go_multi`](Self::let_go_multi). False if it
@@ -173,7 +176,10 @@ impl<G: Geometry> PageTable<G> {
         unsafe {
             debug_assert_eq!((*header).state.get(), State::Cached);
             (*header).tail.store(tail as u32, Relaxed);
-            ((*header).busy, (*header).blank) = (true, false);
+            if !mem::replace(&mut (*header).busy, true) {
+                self.watch(head);
+            }
+            (*header).blank = false;
             (*header).state.set(State::MultiHead);
         }
     }
@@ -186,21 +192,24 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// Bytes at the end of the Multi run that begins at `head` that nobody asked for and that may have memory; with
-    /// `idle`, none if the run was made or resized since this was last asked. A caller who gives their memory back to the
-    /// system says so by [`note_multi_tail_purged`](Self::note_multi_tail_purged). Both have it [held](Self::hold_multi).
-    pub(crate) fn unused_multi_tail(&self, runs: &mut Runs, head: PageIndex, idle: bool) -> usize {
+    /// `idle`, none is told of if the run was made or resized since this was last asked. A caller who gives their memory back to
+    /// the system says so by [`note_multi_tail_purged`](Self::note_multi_tail_purged). Both have it [held](Self::hold_multi).
+    pub(crate) fn unused_multi_tail(&self, runs: &mut Runs, head: PageIndex, idle: bool) -> Option<usize> {
         debug_assert!(self.begins_run(runs, head));
         // SAFETY: as in `multi_tail`.
         let header = unsafe { &mut *self.header(head) };
         let was_busy = mem::replace(&mut header.busy, false);
-        if header.blank || (idle && was_busy) { 0 } else { header.tail.load(Relaxed) as usize }
+        let bytes = if header.blank { 0 } else { header.tail.load(Relaxed) as usize };
+        (!idle || !was_busy).then_some(bytes)
     }
 
-    /// Notes that what nobody asked for of the run has no memory, but for a part of an OS page.
+    /// Notes that what nobody asked for of the run has no memory, but for a part of an OS page: it is
+    /// [watched](Self::next_watched) no more.
     pub(crate) fn note_multi_tail_purged(&self, runs: &mut Runs, head: PageIndex) {
         debug_assert!(self.begins_run(runs, head));
         // SAFETY: as in `multi_tail`.
         unsafe { (*self.header(head)).blank = true };
+        self.let_be(head);
     }
 
     /// How the Multi run that begins at `head` is mapped.
