@@ -23,6 +23,8 @@ use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST: Most = Most { bytes: 16 << 20, calls: 256, looks: 1024 };
 const MOST_CACHES: usize = 32;
+/// Milliseconds until a pass that is not through goes on: a thread is at it for a fifth of its time at most.
+const PAUSE: u32 = 4;
 /// After so many passes that had nothing to do, and nobody came by meanwhile, the background thread waits until memory is freed. More
 /// than one, as some of what is freed is given back by the second pass after that.
 pub(crate) const IDLE_PASSES: u32 = 4;
@@ -143,7 +145,7 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
         thread_cache::take_from_some(heap, MOST_CACHES);
         PERIOD.load(Relaxed)
     } else {
-        1
+        PAUSE
     };
     DUE.store(sys::milliseconds() + u64::from(wait), Relaxed);
 }
