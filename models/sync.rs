@@ -9,7 +9,7 @@ pub(crate) use loom::lazy_static as lazy;
 
 /// A broken model has no order between threads; or none that an exchange makes in both directions.
 fn order(order: Ordering) -> Ordering {
-    let is_broken = is_broken("order") || (is_broken("look") && order == Ordering::AcqRel);
+    let is_broken = is_broken("order") || (is_broken("look") && order == Ordering::SeqCst);
     if is_broken { Ordering::Relaxed } else { order }
 }
 

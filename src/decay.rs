@@ -23,8 +23,8 @@ use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST: Most = Most { bytes: 16 << 20, calls: 256, looks: 1024 };
 const MOST_CACHES: usize = 32;
-/// Milliseconds until a pass that is not through goes on: a thread is at it for a fifth of its time at most.
-const PAUSE: u32 = 4;
+/// Milliseconds until it goes on.
+const PAUSE: u64 = 4;
 /// After so many passes that had nothing to do, and nobody came by meanwhile, the background thread waits until memory is freed. More
 /// than one, as some of what is freed is given back by the second pass after that.
 pub(crate) const IDLE_PASSES: u32 = 4;
@@ -34,9 +34,11 @@ const NEVER: u64 = u64::MAX;
 shared! {
     /// Milliseconds from pass to pass.
     static PERIOD: AtomicU32 = AtomicU32::new(0);
-    /// When the next pass is due on a slow path; `NEVER` while one is made, too.
+    /// When a pass is due, or goes on, on a slow path; `NEVER` while that is done, too.
     static DUE: AtomicU64 = AtomicU64::new(NEVER);
-    /// Where the pass over the pages in use goes on.
+    /// When the period ends, as long as there is no background thread.
+    static PERIOD_END: AtomicU64 = AtomicU64::new(0);
+    /// Where the walk over the pages in use goes on; 0 if it is over.
     static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
     /// Passes so far.
     static PASSES: AtomicU32 = AtomicU32::new(0);
@@ -58,7 +60,9 @@ pub(crate) fn start(options: &Options) {
     let Some(after) = options.purge_after_ms else { return };
     let period = (after / 2).max(1);
     PERIOD.store(period, Relaxed);
-    DUE.store(sys::milliseconds() + u64::from(period), Relaxed);
+    let end = sys::milliseconds() + u64::from(period);
+    PERIOD_END.store(end, Relaxed);
+    DUE.store(end, Relaxed);
     if options.background_purge {
         THREAD.store(WANTED, Relaxed);
     }
@@ -135,19 +139,30 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
     if DUE.compare_exchange(due, NEVER, Relaxed, Relaxed).is_err() {
         return;
     }
-    let is_through = !heap.purge_free_pages(Unused::Idle, MOST).goes_on() && {
-        let parts = heap.purge_parts(Unused::Idle, PageIndex(NEXT_PAGE.load(Relaxed)), MOST);
-        NEXT_PAGE.store(parts.next.map_or(0, |page| page.0), Relaxed);
-        !parts.goes_on()
-    };
-    let wait = if is_through {
+    let goes_on = some_of_pass(heap, sys::milliseconds());
+    let next = if goes_on { sys::milliseconds() + PAUSE } else { PERIOD_END.load(Relaxed) };
+    DUE.store(next, Relaxed);
+}
+
+/// Does a little of a pass; returns whether there is more to do before the next one.
+fn some_of_pass(heap: &Heap<BuildGeometry>, now: u64) -> bool {
+    let is_over = now >= PERIOD_END.load(Relaxed);
+    if is_over {
+        if heap.purge_free_pages(Unused::Idle, MOST).goes_on() {
+            return true;
+        }
         begin_period(heap);
         thread_cache::take_from_some(heap, MOST_CACHES);
-        PERIOD.load(Relaxed)
-    } else {
-        PAUSE
-    };
-    DUE.store(sys::milliseconds() + u64::from(wait), Relaxed);
+        PERIOD_END.store(now + u64::from(PERIOD.load(Relaxed)), Relaxed);
+    }
+    // Another walk over the pages in use begins with a period, unless the last one is not over.
+    let from = NEXT_PAGE.load(Relaxed);
+    if !is_over && from == 0 {
+        return false;
+    }
+    let parts = heap.purge_parts(Unused::Idle, PageIndex(from), MOST);
+    NEXT_PAGE.store(parts.next.map_or(0, |page| page.0), Relaxed);
+    parts.goes_on()
 }
 
 fn begin_period(heap: &Heap<BuildGeometry>) {

@@ -71,7 +71,7 @@ use crate::units::{ClassIndex, ComponentIndex, PageCount, PageIndex, ShardIndex}
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use static_assertions::{const_assert, const_assert_eq};
 
 /// Class and shard of a Divided page in one integer; zero for any other page.
@@ -233,7 +233,7 @@ pub struct PageTable<G> {
     headers: NonNull<Header>,
     tags: NonNull<AtomicU16>,
     /// A bit for each page: see [`next_watched`](PageTable::next_watched).
-    watched: NonNull<AtomicU64>,
+    watched: NonNull<AtomicUsize>,
     /// A bitmap of `words.short` words for every page, and one of `words.long` words.
     short_bitmaps: NonNull<u64>,
     long_bitmaps: NonNull<u64>,
@@ -276,7 +276,7 @@ impl Words {
 }
 
 /// Pages to a word of those that tell which are watched.
-const WATCHED: usize = u64::BITS as usize;
+const WATCHED: usize = usize::BITS as usize;
 
 /// Where each part of a table lies in its storage, in bytes.
 struct Sections {
@@ -296,7 +296,7 @@ impl Sections {
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
         let watched = tags + aligned(capacity.get() * size_of::<AtomicU16>());
-        let first_word = watched + capacity.get().div_ceil(WATCHED) * size_of::<AtomicU64>();
+        let first_word = watched + aligned(capacity.get().div_ceil(WATCHED) * size_of::<AtomicUsize>());
         let summaries = first_word + words * size_of::<Word>();
         let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
         let long_bitmaps = short_bitmaps + short;
@@ -467,7 +467,7 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// The word that tells whether `page` is watched, and its bit there.
-    fn watched(&self, page: PageIndex) -> (&AtomicU64, u64) {
+    fn watched(&self, page: PageIndex) -> (&AtomicUsize, usize) {
         assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: the page is one of the arena's, which all have a bit.
         let word = unsafe { self.watched.add(page.get() / WATCHED).as_ref() };
@@ -487,7 +487,7 @@ impl<G: Geometry> PageTable<G> {
                 let page = PageIndex((first + rest.trailing_zeros() as usize) as u32);
                 return (page < end).then_some(page);
             }
-            at = PageIndex((first + WATCHED) as u32);
+            at = PageIndex((first + WATCHED).min(end.get()) as u32);
         }
         None
     }
@@ -495,21 +495,16 @@ impl<G: Geometry> PageTable<G> {
     /// Has `page`, which is used, watched. The caller has it, so that nobody has it [let be](Self::let_be) meanwhile.
     fn watch(&self, page: PageIndex) {
         let (word, bit) = self.watched(page);
-        word.fetch_or(bit, Ordering::SeqCst);
+        if word.load(Ordering::SeqCst) & bit == 0 {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
     }
 
     /// Has `page` watched no more.
     fn let_be(&self, page: PageIndex) {
         let (word, bit) = self.watched(page);
-        word.fetch_and(!bit, Ordering::Relaxed);
-    }
-
-    /// Has a page watched no more that is neither Divided nor begins a run: what it was watched for is gone.
-    pub(crate) fn let_be_unless_head(&self, _: &mut Runs, page: PageIndex) {
-        // SAFETY: the state is atomic. What is neither does not become so before the runs are let go.
-        let state = unsafe { (*self.header(page)).state.get() };
-        if matches!(state, State::None | State::Guard) {
-            self.let_be(page);
+        if word.load(Ordering::Relaxed) & bit != 0 {
+            word.fetch_and(!bit, Ordering::Relaxed);
         }
     }
 
@@ -551,6 +546,7 @@ impl<G: Geometry> PageTable<G> {
         (divided.header.watermark, divided.header.first_word) = (0, 0);
         (divided.header.busy, divided.header.fresh) = (false, false);
         (divided.header.purged, divided.header.unwritten, divided.header.zeros) = (0, 0, 0);
+        self.let_be(page);
         self.set_tag(page, Tag::NONE);
         runs.release(page, PageCount(1));
     }

@@ -187,6 +187,32 @@ fn parts_of_the_pages_of_a_large_heap_go_back_in_a_few_periods() {
 }
 
 #[test]
+fn free_memory_goes_back_while_the_pages_of_a_large_heap_are_looked_at() {
+    const PAGES: usize = 16_000;
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "100")]),
+        || {
+            let slow_path = || _ = hint::black_box(vec![0u8; 100_000]);
+            // Two to a page. They are in use, and looked at twice, 1,024 at a time.
+            let blocks: Vec<Vec<u8>> = (0..2 * PAGES).map(|_| Vec::with_capacity(32 << 10)).collect();
+            slow_path();
+            let run = vec![1u8; 32 * MIB];
+            let before = resident();
+            drop(run);
+            let goes_back = (0..8).any(|_| {
+                thread::sleep(Duration::from_millis(60));
+                slow_path();
+                before - resident().min(before) > 30 * MIB
+            });
+            assert!(goes_back, "{} of {before} are left", resident());
+            drop(blocks);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn nothing_goes_back_by_itself_if_that_is_turned_off() {
     let output = in_child(
         |command| set(command, &[("PMA_PURGE_MS", "never")]),

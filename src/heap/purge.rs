@@ -19,6 +19,9 @@ const TABLE_STEP: PageCount = PageCount(4096);
 /// Where more than this part of the pages' memory goes back in parts, huge pages are of no use.
 const PURGED_SHARE: usize = 8;
 
+/// Of fewer pages that says nothing, unless there are no more.
+const LEAST_PASSED: PageCount = PageCount(1024);
+
 /// What of the memory that nobody uses is to go back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unused {
@@ -192,9 +195,9 @@ impl<G: Geometry> Heap<G> {
             self.purge_parts_of(page, unused, &mut progress);
             at = page.plus(PageCount(1));
         }
-        let passed = progress.next.unwrap_or(end).get().saturating_sub(from.get());
-        if progress.bytes > passed * self.page_size() / PURGED_SHARE {
-            self.arena.no_more_huge_pages_below((from.get() + passed) * self.page_size());
+        let to = progress.next.unwrap_or(end).max(from.plus(LEAST_PASSED).min(end)).get();
+        if progress.bytes > to.saturating_sub(from.get()) * self.page_size() / PURGED_SHARE {
+            self.arena.no_more_huge_pages_below(to * self.page_size());
         }
         progress
     }
@@ -232,9 +235,8 @@ impl<G: Geometry> Heap<G> {
     /// Gives back the OS pages behind the end of a run, if `page`, which is not Divided, begins one.
     fn purge_tail(&self, page: PageIndex, unused: Unused, grain: usize, progress: &mut Progress) {
         let mut runs = self.runs();
-        let Ok(count) = self.table.multi_run(&runs, page) else {
-            return self.table.let_be_unless_head(&mut runs, page);
-        };
+        // What was watched may be another page by now.
+        let Ok(count) = self.table.multi_run(&runs, page) else { return };
         if !self.table.hold_multi(&mut runs, page) {
             return;
         }

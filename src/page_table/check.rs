@@ -73,6 +73,9 @@ impl<G: Geometry> PageTable<G> {
                     header.tail.load(Relaxed),
                 ];
                 let parts = header.purged | header.unwritten | header.zeros;
+                if self.is_watched(page) {
+                    return fail("a free page is watched", page);
+                }
                 if figures != [0; 5] || header.busy || header.blank || header.fresh || parts != 0 {
                     return fail("a free page has a header that is not blank", page);
                 }
@@ -107,6 +110,10 @@ impl<G: Geometry> PageTable<G> {
             page = page.plus(pages);
         }
         Ok(census)
+    }
+
+    fn is_watched(&self, page: PageIndex) -> bool {
+        self.next_watched(page, page.plus(PageCount(1))).is_some()
     }
 
     fn check_multi(&self, runs: &Runs, head: PageIndex, count: PageCount) -> Result<(), Violation> {
@@ -152,7 +159,7 @@ impl<G: Geometry> PageTable<G> {
         if words[..header.first_word as usize].iter().any(|&word| word != 0) {
             return fail("a block below the first free one is free");
         }
-        if header.busy && self.next_watched(page, page.plus(PageCount(1))).is_none() {
+        if header.busy && !self.is_watched(page) {
             return fail("a page that was used is not watched");
         }
         if header.list != Bin::list_of(capacity - header.live as usize, capacity) {

@@ -123,10 +123,8 @@ impl<G: Geometry> PageTable<G> {
         // SAFETY: as in `multi_tail`.
         let header = unsafe { &mut *self.header(head) };
         header.tail.store(bytes as u32, Relaxed);
-        header.blank = false;
-        if !mem::replace(&mut header.busy, true) {
-            self.watch(head);
-        }
+        (header.busy, header.blank) = (true, false);
+        self.watch(head);
     }
 
     /// Keeps the Multi run at `head` from going to a thread's cache until [`let_go_multi`](Self::let_go_multi). False if it
@@ -176,10 +174,8 @@ impl<G: Geometry> PageTable<G> {
         unsafe {
             debug_assert_eq!((*header).state.get(), State::Cached);
             (*header).tail.store(tail as u32, Relaxed);
-            if !mem::replace(&mut (*header).busy, true) {
-                self.watch(head);
-            }
-            (*header).blank = false;
+            ((*header).busy, (*header).blank) = (true, false);
+            self.watch(head);
             (*header).state.set(State::MultiHead);
         }
     }
@@ -250,6 +246,7 @@ impl<G: Geometry> PageTable<G> {
         (header.owner, header.run) = (ComponentIndex::NONE, PageCount(0));
         header.tail.store(0, Relaxed);
         (header.busy, header.blank) = (false, false);
+        self.let_be(head);
         runs.release(head, count);
     }
 
