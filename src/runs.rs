@@ -139,10 +139,6 @@ impl<'s> Runs<'s> {
             self.sparse.grow(words);
         }
         self.set(start, count, true);
-        if self.sparse_pages.0 > 0 {
-            // Nodes that had fewer children are others now.
-            self.update(start, count, false, true);
-        }
     }
 
     /// Remembers of `count` pages below the frontier that they may hold anything.
@@ -182,9 +178,9 @@ impl<'s> Runs<'s> {
         if self.sparse_pages.0 == 0 {
             return;
         }
-        let all = PageCount(self.frontier.0);
-        self.words[..all.get().div_ceil(WORD)].iter_mut().for_each(|word| word.sparse = 0);
-        self.update(PageIndex(0), all, true, true);
+        let words = self.words_in_use();
+        self.words[..words].iter_mut().for_each(|word| word.sparse = 0);
+        self.update(PageIndex(0), PageCount(self.frontier.0), true, true);
         self.sparse_pages = PageCount(0);
     }
 
@@ -501,13 +497,23 @@ mod tests {
 
     #[test]
     fn sparse_pages_at_the_frontier_end_there_when_it_moves() {
-        let mut runs = runs(10_000);
-        runs.grow(PageCount(576));
-        runs.make_sparse(PageIndex(512), PageCount(64));
-        // Nodes of both trees have more children than before.
-        runs.grow(PageCount(64));
-        runs.check().unwrap();
-        assert_eq!(runs.find_sparse(PageCount(65)), None);
+        // The frontier lies within a node, and where one of each level begins.
+        for frontier in [576, 512, 4_096, 4_608, 32_768, 33_280] {
+            for more in [64, 512, 4_096] {
+                let mut runs = runs(100_000);
+                runs.grow(PageCount(frontier));
+                runs.make_sparse(PageIndex(frontier - 64), PageCount(64));
+                runs.grow(PageCount(more));
+                runs.check().unwrap();
+                assert_eq!(runs.find_sparse(PageCount(64)), Some(PageIndex(frontier - 64)));
+                assert_eq!(runs.find_sparse(PageCount(65)), None);
+                let next = runs.frontier().0.next_multiple_of(4_096);
+                runs.grow(PageCount(next + 64 - runs.frontier().0));
+                runs.make_sparse(PageIndex(next), PageCount(64));
+                runs.check().unwrap();
+                assert_eq!(runs.find_sparse(PageCount(65)), None, "{frontier} and {more}");
+            }
+        }
     }
 
     #[test]

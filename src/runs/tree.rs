@@ -109,7 +109,13 @@ impl<'s> Tree<'s> {
 
     /// Takes words into use, up to so many in all; those that are new are zeros.
     pub(super) fn grow(&mut self, words: usize) {
+        let before = self.words;
         self.words = words;
+        // The last nodes of before have more children now, and none of them ends with ones any more.
+        for level in (1..self.height).filter(|_| words > before && before > 0) {
+            let node = (before - 1) / (1 << (3 * level));
+            self.summaries[self.levels[level] + node] = self.summarize(level, node);
+        }
         while self.in_use(self.height - 1) > FANOUT {
             self.height += 1;
             let level = self.height - 1;

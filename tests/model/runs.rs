@@ -10,6 +10,8 @@ use proptest::sample::Index;
 #[derive(Clone, Copy, Debug)]
 enum RunsStep {
     Grow(Index),
+    /// Grows up to where a word or a node of some level begins.
+    GrowToNode(u32),
     /// Finds the lowest run and claims it.
     Claim(u32),
     /// Claims some of a free run, from within.
@@ -19,6 +21,8 @@ enum RunsStep {
     Ask(Index, u32),
     /// Makes dense pages from some page on sparse.
     MakeSparse(Index, u32),
+    /// Makes the last pages sparse, which may be free.
+    MakeEndSparse(u32),
     /// Makes all pages dense, one time in eight.
     MakeDense(Index),
 }
@@ -28,11 +32,13 @@ fn runs_step() -> impl Strategy<Value = RunsStep> {
     let at = any::<Index>;
     prop_oneof![
         1 => at().prop_map(RunsStep::Grow),
+        2 => (6..14u32).prop_map(RunsStep::GrowToNode),
         6 => count.clone().prop_map(RunsStep::Claim),
         3 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::ClaimAt(at, count)),
         8 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::Release(at, count)),
         4 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::Ask(at, count)),
-        1 => (at(), count).prop_map(|(at, count)| RunsStep::MakeSparse(at, count)),
+        1 => (at(), count.clone()).prop_map(|(at, count)| RunsStep::MakeSparse(at, count)),
+        1 => count.prop_map(RunsStep::MakeEndSparse),
         1 => at().prop_map(RunsStep::MakeDense),
     ]
 }
@@ -70,6 +76,22 @@ impl RunsModel {
         end.map(|end| PageIndex(end as u32 + 1 - count))
     }
 
+    fn grow(&mut self, count: u32) {
+        self.runs.grow(PageCount(count));
+        self.free.resize(self.free.len() + count as usize, true);
+        self.dirty.resize(self.free.len(), false);
+        self.sparse.resize(self.free.len(), false);
+    }
+
+    /// Makes dense pages from `start` on sparse, at most so many.
+    fn make_sparse(&mut self, start: usize, most: usize) {
+        let count = self.sparse[start..].iter().take(most).take_while(|&&sparse| !sparse).count();
+        if count > 0 {
+            self.runs.make_sparse(PageIndex(start as u32), PageCount(count as u32));
+            self.sparse[start..][..count].fill(true);
+        }
+    }
+
     fn claim(&mut self, start: PageIndex, count: u32) {
         self.runs.claim(start, PageCount(count));
         self.free[start.get()..][..count as usize].fill(false);
@@ -80,11 +102,14 @@ impl RunsModel {
             RunsStep::Grow(by) => {
                 let unadded = self.runs.unadded();
                 if unadded.0 > 0 {
-                    let count = PageCount(by.index(unadded.get()) as u32 / 4 + 1);
-                    self.runs.grow(count);
-                    self.free.resize(self.free.len() + count.get(), true);
-                    self.dirty.resize(self.free.len(), false);
-                    self.sparse.resize(self.free.len(), false);
+                    self.grow(by.index(unadded.get()) as u32 / 4 + 1);
+                }
+            }
+            RunsStep::GrowToNode(shift) => {
+                let frontier = self.runs.frontier().0;
+                let count = (frontier + 1).next_multiple_of(1 << shift) - frontier;
+                if count <= self.runs.unadded().0 {
+                    self.grow(count);
                 }
             }
             RunsStep::Claim(count) => {
@@ -110,14 +135,13 @@ impl RunsModel {
             RunsStep::Ask(at, count) => self.ask(at, count),
             RunsStep::MakeSparse(at, count) => {
                 if !self.free.is_empty() {
-                    let start = at.index(self.free.len());
-                    let dense = self.sparse[start..].iter().take_while(|&&sparse| !sparse).count();
-                    let count = dense.min(count as usize);
-                    if count > 0 {
-                        self.runs.make_sparse(PageIndex(start as u32), PageCount(count as u32));
-                        self.sparse[start..][..count].fill(true);
-                    }
+                    self.make_sparse(at.index(self.free.len()), count as usize);
                 }
+            }
+            RunsStep::MakeEndSparse(count) => {
+                let dense =
+                    self.sparse.iter().rev().take(count as usize).take_while(|&&sparse| !sparse).count();
+                self.make_sparse(self.sparse.len() - dense, dense);
             }
             RunsStep::MakeDense(at) => {
                 if at.index(8) == 0 && !self.free.is_empty() {
@@ -189,6 +213,7 @@ proptest! {
             Just(4_096),
             Just(4_097),
             Just(33_000),
+            Just(100_000),
         ],
         steps in vec(runs_step(), 200..1_000),
     ) {
