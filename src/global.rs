@@ -140,8 +140,8 @@ impl PageAllocator {
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Free pages do not count,
     /// although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
-    /// each size class is always in use, for the blocks that are sampled, unless all of these would be more than a sixteenth
-    /// of the limit.
+    /// each size class is in use from the beginning, for the blocks that are sampled, unless all of these would be more than a
+    /// sixteenth of the limit; those without a block are given up when others are wanted, or all is purged.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
         self.options.limit = bytes;
         self

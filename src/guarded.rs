@@ -343,11 +343,13 @@ pub(crate) fn free(address: usize, layout: Option<Layout>) {
     record.freed_by.store(sys::thread_number(), Relaxed);
     record.state.store(FREED, Relaxed);
     TOUCHABLE.fetch_sub(pages.bytes, Relaxed);
-    // SAFETY: the pages are the block's, which is given up. Where the system refuses to have them untouchable, a use
-    // after free goes unnoticed.
+    // SAFETY: the pages are the block's, which is given up, and can be touched until they are protected. Where the system
+    // refuses that, a use after free goes unnoticed.
     unsafe {
+        if !sys::purge(pages.start(), pages.bytes) {
+            pages.start().write_bytes(0, pages.bytes);
+        }
         sys::protect(pages.start(), pages.bytes);
-        sys::purge(pages.start(), pages.bytes);
     }
     pool.put((slot_start - START.load(Relaxed)) / stride());
 }
@@ -411,6 +413,8 @@ fn report(address: usize) {
             "page_memory_allocator: underflow at {address:#x}, {} bytes before {record}",
             block - address
         ),
+        // It was executed, for one.
+        _ if address < end => writeln!(line, "page_memory_allocator: fault at {address:#x}, in {record}"),
         _ => writeln!(
             line,
             "page_memory_allocator: overflow at {address:#x}, {} bytes past {record}",

@@ -86,7 +86,7 @@ pub(crate) fn start() {
     unwind::start();
 }
 
-/// Divides a page for each class, which stays for the blocks that are sampled: side by side, and before there is
+/// Divides a page for each class, for the blocks that are sampled: side by side, and before there is
 /// anything else, so that none is in the way of a run that grows, or pins memory that others have left. What is not
 /// used of them has no memory. Where they would be more than a part of what the heap is limited to, they are divided
 /// when they are needed.

@@ -49,8 +49,8 @@ const LENGTHS: usize = 8;
 pub struct Word {
     /// Free, and committed.
     free: u64,
-    /// They may hold something other than zeros. What the system backs with memory is among them, but for what shares a
-    /// huge page with them.
+    /// They may hold something other than zeros, as far as they are free. What the system backs with memory of these is among
+    /// them, but for what shares a huge page with them.
     dirty: u64,
     /// Free and dirty when [`age`](Runs::age) was last called, and not claimed since.
     idle: u64,
@@ -273,17 +273,17 @@ impl<'s> Runs<'s> {
         wanted: impl Fn(usize) -> u64,
     ) -> Option<(PageIndex, PageCount)> {
         debug_assert!(most.0.is_power_of_two());
-        let mut at = from;
-        while at < self.frontier {
-            let (word, bit) = (at.get() / WORD, at.get() % WORD);
+        let mut at = from.get();
+        while at < self.frontier.get() {
+            let (word, bit) = (at / WORD, at % WORD);
             let rest = wanted(word) >> bit;
             if rest != 0 {
-                let start = at.plus(PageCount(rest.trailing_zeros()));
+                let start = PageIndex(at as u32 + rest.trailing_zeros());
                 let ones = (rest >> rest.trailing_zeros()).trailing_ones();
                 let to_boundary = most.0 - start.0 % most.0;
                 return Some((start, PageCount(ones.min(to_boundary))));
             }
-            at = PageIndex(((word + 1) * WORD) as u32);
+            at = (word + 1) * WORD;
         }
         None
     }

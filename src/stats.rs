@@ -374,7 +374,8 @@ impl<G: Geometry> Heap<G> {
 
 impl PageAllocator {
     /// Takes the resident size of the process apart. Blocks in thread caches are told from live ones. Nothing is
-    /// allocated, and no lock is held for longer than it takes to look at one page or run.
+    /// allocated, and no lock is held for longer than it takes to look at one page or run; but threads begin and end before or
+    /// after their caches are counted.
     ///
     /// The system is asked about every OS page that is committed: some milliseconds for each gigabyte. Where that is
     /// too much, [`summary`](Self::summary) reads the page table only.

@@ -139,7 +139,8 @@ impl<G: Geometry> Heap<G> {
 #[cfg(feature = "os")]
 impl PageAllocator {
     /// Counts what the process heap is used for. Blocks in thread caches are told from live ones. Nothing is
-    /// allocated, and no lock is held for longer than it takes to look at one page or run.
+    /// allocated, and no lock is held for longer than it takes to look at one page or run; but threads begin and end before or
+    /// after their caches are counted.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;

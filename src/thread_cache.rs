@@ -119,7 +119,7 @@ pub(crate) struct Sentinel(pub(crate) ThreadCache);
 // SAFETY: nothing of a sentinel is ever changed.
 unsafe impl Sync for Sentinel {}
 
-#[allow(clippy::declare_interior_mutable_const)] // to be written down once, for two statics
+#[allow(clippy::declare_interior_mutable_const)] // to be written down once, for three statics
 const SENTINEL: Sentinel = Sentinel(ThreadCache {
     base: 0,
     pages: 0,

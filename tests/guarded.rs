@@ -2,6 +2,7 @@
 
 use page_memory_allocator::PageAllocator;
 use std::alloc::{GlobalAlloc, Layout};
+use std::mem;
 use std::ops::Range;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{self, Command};
@@ -333,4 +334,39 @@ fn a_fault_elsewhere_is_none_of_the_allocators_business() {
         unsafe { std::hint::black_box(nowhere).start.write_volatile(1) };
     });
     assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGSEGV), ""));
+}
+
+#[test]
+fn a_live_block_that_is_executed_is_named() {
+    let output = in_child(guard_one_in(50), || {
+        // SAFETY: none, that is the point.
+        let code = unsafe { mem::transmute::<*mut u8, extern "C" fn()>(guarded()) };
+        code();
+    });
+    let line = text(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{}: {line}", output.status);
+    assert!(line.contains("fault at 0x") && line.contains(", in a block of 100 bytes"), "{line}");
+}
+
+#[test]
+fn a_block_is_zero_where_the_system_does_not_take_memory_back() {
+    let output = in_child(guard_one_in(20), || {
+        // SAFETY: the call has no preconditions.
+        if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
+            return eprintln!("this process may not lock its memory");
+        }
+        // Until guarded blocks have been used again.
+        for _ in 0..20 {
+            // SAFETY: the size is not zero, and the blocks are live until they are freed.
+            unsafe {
+                let blocks: Vec<*mut u8> = (0..5_000).map(|_| HEAP.alloc_zeroed(ODD)).collect();
+                for &block in &blocks {
+                    assert!((0..ODD.size()).all(|at| block.add(at).read() == 0));
+                    block.write_bytes(1, ODD.size());
+                }
+                blocks.iter().for_each(|&block| HEAP.dealloc(block, ODD));
+            }
+        }
+    });
+    assert_ended_well(&output);
 }

@@ -1,6 +1,6 @@
 //! Runs of pages: large allocations, and where pages come from at all.
 //!
-//! A run that has to move is moved by remapping its memory, not by copying it. The system then keeps a mapping of its
+//! A run of 1 MiB and more that has to move is moved by remapping its memory, not by copying it. The system then keeps a mapping of its
 //! own for it, as it does for a run that is backed by huge pages where its neighbours are not. Processes may have only
 //! so many mappings: so there are at most [`MOST_APART`] such runs of each kind, and before one is freed, its pages are
 //! mapped as all others.
@@ -30,7 +30,7 @@ const LARGE_ZEROED: usize = 16 << 20;
 /// Runs of so many bytes are moved by remapping.
 const REMAPPED: usize = 1 << 20;
 /// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost three
-/// mappings.
+/// mappings, and one that was moved several times up to nine.
 const MOST_APART: usize = 256;
 
 /// Why a run cannot be claimed.
@@ -366,6 +366,8 @@ impl<G: Geometry> Heap<G> {
         let (mut runs, blank) = self.give_up_pages(runs, head, head, count);
         let Some(blank) = blank else {
             // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
+            self.credit_pages(self.table.owner(&runs, head), count);
+            self.table.set_owner(&mut runs, head, ComponentIndex::NONE);
             self.table.set_multi_tail(&mut runs, head, 0);
             return;
         };
@@ -491,7 +493,9 @@ impl<G: Geometry> Heap<G> {
             return None;
         }
         let owner = {
-            let runs = self.runs();
+            let mut runs = self.runs();
+            // While its memory is there.
+            self.ask_freed_run(&mut runs, head, count);
             self.moving.fetch_add(count.get(), Relaxed);
             self.table.owner(&runs, head)
         };
@@ -501,7 +505,8 @@ impl<G: Geometry> Heap<G> {
             // SAFETY: both runs are the caller's, and differ; pages follow the old one.
             (start, new_count, unsafe { sys::remap(self.at(head), self.at(start), bytes) })
         });
-        let mut runs = self.runs();
+        // If somebody else freed it meanwhile, the process ends, as in `give_up_pages`.
+        let mut runs = self.expect_run(self.table.address_of(head), None).0;
         self.moving.fetch_sub(count.get(), Relaxed);
         let Some((start, new_count, remapped)) = remapped else {
             self.moved.fetch_sub(1, Relaxed);

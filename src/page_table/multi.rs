@@ -150,14 +150,18 @@ impl<G: Geometry> PageTable<G> {
         wanted: impl FnOnce(PageCount) -> bool,
     ) -> Option<PageCount> {
         let header = self.header(head);
-        // SAFETY: no reference is made to more than a field. The state is atomic; once it is Cached the run is this thread's,
-        // as it was its owner's before, and others change nothing of it.
+        // SAFETY: no reference is made to more than a field. The state is atomic; the run is this thread's, whose it is to free,
+        // and others change nothing of it. What it is of is asked first, as `check` counts by it.
         unsafe {
-            if self.tag(head).is_divided() || !(*header).state.exchange(State::MultiHead, State::Cached) {
+            if self.tag(head).is_divided()
+                || (*header).owner != ComponentIndex::NONE
+                || (*header).mapping != Mapping::Usual
+                || !(*header).state.exchange(State::MultiHead, State::Cached)
+            {
                 return None;
             }
-            let (run, owner, mapping) = ((*header).run, (*header).owner, (*header).mapping);
-            let is_kept = owner == ComponentIndex::NONE && mapping == Mapping::Usual && wanted(run);
+            let run = (*header).run;
+            let is_kept = wanted(run);
             if !is_kept {
                 (*header).state.set(State::MultiHead);
             }
