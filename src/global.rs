@@ -478,8 +478,10 @@ pub(crate) fn resize_run(
     if new.size() > old_size {
         thread_cache::make_way(heap);
     }
-    let run = component::resize_run_within_limits(heap, address, old, new, |resized| {
-        profile::resized(address, old_size, resized.addr(), new.size());
+    let sample = profile::begin_resize(address);
+    let run = component::resize_run_within_limits(heap, address, old, new, |run| match run {
+        Some(run) => profile::end_resize(sample, old_size, run.addr(), new.size()),
+        None => profile::end_resize(sample, old_size, address, old_size),
     })?;
     if run.addr() != address || new.size() < old_size {
         thread_cache::give_up_blocks(heap);

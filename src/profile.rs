@@ -319,21 +319,22 @@ pub(crate) fn free_block(heap: &Heap<BuildGeometry>, class: ClassIndex, address:
     decay::tick_freed(heap);
 }
 
-/// Takes note that the run at `old` has become one of `new_size` bytes at `new`.
+/// Takes the sample of the run at `address`, if there is one, out of the profile while the run is resized: another may have
+/// its place before it is known where it went.
 #[inline(never)]
-pub(crate) fn resized(old: usize, old_size: usize, new: usize, new_size: usize) {
+pub(crate) fn begin_resize(address: usize) -> Option<Sample> {
+    let page = heap().and_then(|heap| heap.table().page_of(address))?;
+    if samples::is_marked(page) { SAMPLES.lock().remove(Some(page), address) } else { None }
+}
+
+/// Takes note that the run, of which that was the sample, has become one of `new_size` bytes at `new`, or is what it was.
+#[inline(never)]
+pub(crate) fn end_resize(sample: Option<Sample>, old_size: usize, new: usize, new_size: usize) {
     let Some(heap) = heap() else { return };
-    let page_of = |address| heap.table().page_of(address);
-    if let Some(page) = page_of(old).filter(|&page| samples::is_marked(page)) {
-        let mut samples = SAMPLES.lock();
-        if let Some(sample) = samples.remove(Some(page), old) {
-            samples.add(
-                heap.table().capacity(),
-                page_of(new),
-                Sample { address: new, size: new_size, ..sample },
-            );
-        }
-    } else if is_due(heap, new_size.saturating_sub(old_size)) {
+    if let Some(sample) = sample {
+        let sample = Sample { address: new, size: new_size, ..sample };
+        SAMPLES.lock().add(heap.table().capacity(), heap.table().page_of(new), sample);
+    } else if new_size > old_size && is_due(heap, new_size - old_size) {
         // As if it had been allocated with that size: the bytes up to the old one were counted before.
         sampling(|interval| keep(heap, new, new_size, interval).then_some(()));
     }

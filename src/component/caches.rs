@@ -159,13 +159,13 @@ pub(crate) fn within_limits(heap: &Heap<BuildGeometry>, alloc: impl Fn() -> *mut
 
 /// [`Heap::resize_run`], within the limits of the component that the run belongs to, whichever the thread is in: once
 /// more if it is refused for the limit after all that waits in this thread's caches is back in its pages. `resized` is
-/// told of the run's new place, and then the listener if the component exceeds its soft limit.
+/// told of the run's new place, or that it has none, and then the listener if the component exceeds its soft limit.
 pub(crate) fn resize_run_within_limits(
     heap: &Heap<BuildGeometry>,
     address: usize,
     old: Option<Layout>,
     new: Layout,
-    resized: impl FnOnce(*mut u8),
+    resized: impl FnOnce(Option<*mut u8>),
 ) -> Option<*mut u8> {
     let owner = heap.owner_of_run(address);
     let account = LEDGER.account(owner);
@@ -175,8 +175,8 @@ pub(crate) fn resize_run_within_limits(
         give_back(heap, owner);
         run = heap.resize_run(address, old, new);
     }
-    let run = run?;
     resized(run);
+    let run = run?;
     if let Some(account) = account {
         tell(owner, account);
     }

@@ -46,8 +46,16 @@ pub(crate) fn is_sampled_run(_: usize) -> bool {
     false
 }
 
+/// What is known of a sample: there is none.
+pub(crate) struct Sample;
+
 #[inline(always)]
-pub(crate) fn resized(_: usize, _: usize, _: usize, _: usize) {}
+pub(crate) fn begin_resize(_: usize) -> Sample {
+    Sample
+}
+
+#[inline(always)]
+pub(crate) fn end_resize(_: Sample, _: usize, _: usize, _: usize) {}
 
 #[inline(always)]
 pub(crate) fn lock() {}

@@ -21,7 +21,7 @@ pub(super) type Frames = [usize; MOST_FRAMES];
 
 /// One sampled allocation that is live.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
+pub(crate) struct Sample {
     pub(super) address: usize,
     /// Bytes asked for.
     pub(super) size: usize,
