@@ -159,6 +159,13 @@ pub(crate) mod heap {
         Idle,
     }
 
+    pub(crate) struct Ledger;
+    pub(crate) static LEDGER: Ledger = Ledger;
+
+    impl Ledger {
+        pub(crate) fn after_fork(&self) {}
+    }
+
     pub(crate) struct Most {
         pub(crate) bytes: usize,
         pub(crate) calls: usize,

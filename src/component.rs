@@ -21,7 +21,7 @@ use crate::ledger::{Account, SoftLimitListener};
 use crate::thread_cache::ThreadCache;
 use crate::units::ComponentIndex;
 use core::fmt;
-use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU16, Ordering::Acquire, Ordering::Release};
 
 /// A part of the program with memory of its own in the process heap: counted, shown, and limited if that is wanted.
 ///
@@ -195,7 +195,7 @@ impl Component {
 
     /// The component's index, under which it is made known at first; `None` if there are too many.
     fn index(&self) -> Option<ComponentIndex> {
-        match self.index.load(Relaxed) {
+        match self.index.load(Acquire) {
             UNKNOWN => self.make_known(),
             REFUSED => None,
             index => Some(ComponentIndex(index as u8)),
@@ -212,7 +212,8 @@ impl Component {
                 account.set_soft_limit(bytes, listener);
             }
         });
-        self.index.store(index.map_or(REFUSED, |index| index.0.into()), Relaxed);
+        // With the limits.
+        self.index.store(index.map_or(REFUSED, |index| index.0.into()), Release);
         index
     }
 

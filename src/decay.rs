@@ -100,10 +100,10 @@ pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
 #[cold]
 fn start_thread() {
     if THREAD.compare_exchange(WANTED, AT_WORK, Relaxed, Relaxed).is_ok() {
-        let due = DUE.swap(NEVER, Relaxed);
+        DUE.store(NEVER, Relaxed);
         if !sys::spawn(background) {
             THREAD.store(UNWANTED, Relaxed);
-            DUE.store(due, Relaxed);
+            DUE.store(PERIOD_END.load(Relaxed), Relaxed);
         }
     }
 }
@@ -182,6 +182,8 @@ extern "C" fn background(_: *mut core::ffi::c_void) -> *mut core::ffi::c_void {
 
 /// What the background thread does at the end of a period, after so many passes that had nothing to do; returns how many by then.
 pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
+    // Who was at a pass when the thread was started has said since when to go on.
+    DUE.store(NEVER, Relaxed);
     let came_by = somebody_came_by();
     let purged = heap.purge_free_pages(Unused::Idle, Most::ALL).bytes
         + heap.purge_parts(Unused::Idle, PageIndex(0), Most::ALL).bytes;

@@ -17,7 +17,7 @@
 use crate::decay;
 use crate::first_use::heap;
 use crate::guarded;
-use crate::heap::Heap;
+use crate::heap::{Heap, LEDGER};
 use crate::lock::Wait;
 use crate::metadata;
 use crate::profile;
@@ -101,6 +101,7 @@ extern "C" fn in_child() {
         thread_cache::forget_other_threads();
         unlock();
         sys::reset_streams();
+        LEDGER.after_fork();
         decay::after_fork();
         report::after_fork();
     }

@@ -7,10 +7,12 @@
 
 use crate::lock::{Guard, Lock};
 use crate::shards::MOST_COMPONENTS;
+use crate::sys;
 use crate::units::ComponentIndex;
 use core::mem;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize};
+use core::sync::atomic::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst};
 
 /// What is called when a component exceeds its soft limit.
 ///
@@ -48,13 +50,17 @@ impl Limit {
 
     /// The limit; `usize::MAX` if there is none.
     fn get(&self) -> usize {
-        !self.0.load(Relaxed)
+        !self.0.load(Acquire)
     }
 
+    /// Who sees the limit sees what was written before.
     fn set(&self, bytes: usize) {
-        self.0.store(!bytes, Relaxed);
+        self.0.store(!bytes, Release);
     }
 }
+
+/// No thread.
+const NOBODY: usize = 0;
 
 const WITHIN: u8 = 0;
 const EXCEEDED: u8 = 1;
@@ -72,8 +78,10 @@ pub(crate) struct Account {
     refusals: AtomicUsize,
     /// [`WITHIN`] the soft limit; or it is [`EXCEEDED`], and nobody has been told; or somebody was [`TOLD`].
     state: AtomicU8,
-    /// Somebody is being told.
-    telling: AtomicBool,
+    /// The thread that is telling somebody, or [`NOBODY`].
+    teller: AtomicUsize,
+    /// Whether it was exceeded again meanwhile, by another thread.
+    missed: AtomicBool,
     /// Whom to tell: null, or a `SoftLimitListener`.
     listener: AtomicPtr<()>,
 }
@@ -87,7 +95,8 @@ impl Account {
             soft_limit: Limit::NONE,
             refusals: AtomicUsize::new(0),
             state: AtomicU8::new(WITHIN),
-            telling: AtomicBool::new(false),
+            teller: AtomicUsize::new(NOBODY),
+            missed: AtomicBool::new(false),
             listener: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -112,7 +121,7 @@ impl Account {
             self.peak.fetch_max(held, Relaxed);
         }
         if held > self.soft_limit() {
-            let _ = self.state.compare_exchange(WITHIN, EXCEEDED, Relaxed, Relaxed);
+            self.exchange(WITHIN, EXCEEDED);
         }
     }
 
@@ -155,21 +164,54 @@ impl Account {
         self.refusals.load(Relaxed)
     }
 
-    /// Calls `tell` with the listener if the soft limit was exceeded and nobody was told, or is being told: not
-    /// twice at a time, and not by what a listener does.
-    pub(crate) fn tell(&self, tell: impl FnOnce(SoftLimitListener)) {
-        if self.state.load(Relaxed) != EXCEEDED || self.telling.swap(true, SeqCst) {
+    /// Calls `tell` with the listener if the soft limit was exceeded and nobody was told of it, each time that it was: not
+    /// twice at a time, but by who is telling already; and not of what a listener does.
+    pub(crate) fn tell(&self, mut tell: impl FnMut(SoftLimitListener)) {
+        if self.state.load(Relaxed) != EXCEEDED {
             return;
         }
-        let listener = self.listener.load(SeqCst);
-        let told = || self.state.compare_exchange(EXCEEDED, TOLD, Relaxed, Relaxed).is_ok();
-        if told() && !listener.is_null() {
-            // SAFETY: what is not null is a function of that type.
-            tell(unsafe { mem::transmute::<*mut (), SoftLimitListener>(listener) });
-            // What the listener did itself.
-            told();
+        let (me, told) = (sys::this_thread(), || self.exchange(EXCEEDED, TOLD));
+        loop {
+            if let Err(teller) = self.teller.compare_exchange(NOBODY, me, SeqCst, SeqCst) {
+                if teller == me {
+                    return;
+                }
+                self.missed.store(true, SeqCst);
+                if self.teller.load(SeqCst) != NOBODY {
+                    return;
+                }
+                continue;
+            }
+            loop {
+                if self.missed.swap(false, SeqCst) && self.held() > self.soft_limit() {
+                    self.exchange(TOLD, EXCEEDED);
+                }
+                let listener = self.listener.load(SeqCst);
+                if !told() || listener.is_null() {
+                    break;
+                }
+                // SAFETY: what is not null is a function of that type.
+                tell(unsafe { mem::transmute::<*mut (), SoftLimitListener>(listener) });
+                // What the listener did itself.
+                told();
+            }
+            self.teller.store(NOBODY, SeqCst);
+            if !self.missed.load(SeqCst) {
+                return;
+            }
         }
-        self.telling.store(false, SeqCst);
+    }
+
+    /// Makes the state `to` if it is `from`.
+    fn exchange(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Goes on in a child process, where nobody is telling but the thread that forked.
+    fn after_fork(&self) {
+        let _ = self
+            .teller
+            .fetch_update(SeqCst, SeqCst, |teller| (teller != sys::this_thread()).then_some(NOBODY));
     }
 }
 
@@ -206,6 +248,11 @@ impl Ledger {
     pub(crate) unsafe fn thaw(&self) {
         // SAFETY: the caller's lock; no reference to the names was kept.
         unsafe { self.names.unlock_leaked() };
+    }
+
+    /// Goes on in a child process, which has no thread but the one that forked.
+    pub(crate) fn after_fork(&self) {
+        self.accounts.iter().for_each(Account::after_fork);
     }
 
     /// The component of that name, opened by `open` if there is none; `None` if there is no room for one more.
@@ -293,6 +340,38 @@ mod tests {
         assert_eq!(account.charge(1, 1), 1);
         account.settle();
         assert_eq!((told(), told()), (1, 0));
+    }
+
+    #[test]
+    fn what_another_thread_exceeds_while_it_is_told_is_told_after_that() {
+        let account = Account::new();
+        account.set_soft_limit(100, |_| ());
+        let exceed = || {
+            assert_eq!(account.charge(1, 101), 1);
+            account.settle();
+        };
+        exceed();
+        let mut told = 0;
+        account.tell(|_| {
+            told += 1;
+            if told == 1 {
+                account.credit(101);
+                let other = || {
+                    exceed();
+                    account.tell(|_| panic!("twice at a time"));
+                };
+                std::thread::scope(|scope| scope.spawn(other).join().unwrap());
+            }
+        });
+        assert_eq!(told, 2);
+        // A thread that was telling is not there in a child process.
+        account.credit(101);
+        account.teller.store(1, SeqCst);
+        exceed();
+        account.tell(|_| panic!("another thread is telling"));
+        account.after_fork();
+        account.tell(|_| told += 1);
+        assert_eq!(told, 3);
     }
 
     #[test]

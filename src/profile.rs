@@ -33,7 +33,7 @@ use crate::heap::Heap;
 use crate::lock::Lock;
 use crate::options;
 use crate::page_table::Tag;
-use crate::size_class::{BuildGeometry, Geometry as _, built::CLASS_COUNT};
+use crate::size_class::{BuildGeometry, Geometry as _, SizeClasses, built::CLASS_COUNT};
 use crate::sys;
 use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
@@ -251,7 +251,11 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
             // SAFETY: the block is the caller's to be, and at least as long as the layout.
             if zeroed { unsafe { block.zeroed(layout.size()) } } else { block.start }
         } else {
-            component::run_within_limits(heap, layout, zeroed)
+            // As large as the block would be, which may be used up to there.
+            let size =
+                if class == ClassIndex::NONE { layout.size() } else { SizeClasses::BUILD.block(class) };
+            let room = Layout::from_size_align(size, layout.align()).ok()?;
+            component::run_within_limits(heap, room, zeroed)
         };
         if sampled.is_null() {
             return None;

@@ -221,7 +221,7 @@ impl PageAllocator {
     }
 
     /// Bytes that the block at `ptr` has room for, however it was allocated; 0 for null. They may all be used. For a
-    /// block that was allocated with a layout, it is what [`room_for`](Self::room_for) says of that.
+    /// block that was allocated with a layout, it is at least what [`room_for`](Self::room_for) says of that.
     ///
     /// # Safety
     /// `ptr` is null, or was allocated by this allocator and has not been freed since.
@@ -241,6 +241,10 @@ impl PageAllocator {
     /// `ptr` was allocated by this allocator, by a call that does not take a [`Layout`], and has not been freed since.
     pub unsafe fn realloc_unsized(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
+        #[cfg(feature = "hardened")]
+        if let Some(tag) = heap.tag_of(ptr.addr()) {
+            crate::hardened::expect_live(heap, tag.class(), ptr.addr());
+        }
         let old_size = usable_size(heap, ptr.addr());
         let resized = match BuildGeometry.class_of(layout) {
             _ if guarded::is_guarded(heap, ptr.addr()) => None,

@@ -131,6 +131,19 @@ fn a_block_resized_after_it_was_freed_is_seen_at_the_call() {
 }
 
 #[test]
+fn a_block_resized_without_its_layout_after_it_was_freed_is_seen_at_the_call() {
+    dies(libc::SIGABRT, TWICE, || {
+        let block = HEAP.malloc(100);
+        // SAFETY: none for the second call.
+        unsafe {
+            HEAP.free(block);
+            black_box(HEAP.realloc_unsized(block, 103));
+        }
+        survived();
+    });
+}
+
+#[test]
 fn a_write_to_a_freed_block_is_found_when_it_is_handed_out() {
     for (size, at) in cases(&[(768, 0), (768, 9), (768, 127), (104, 103), (40, 39), (8, 7)]) {
         let write = || {

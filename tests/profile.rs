@@ -349,6 +349,29 @@ fn what_is_sampled_in_a_component_is_the_components() {
 }
 
 #[test]
+fn what_a_sampled_block_of_a_component_has_room_for_stays() {
+    sampling("1", || {
+        // Aligned, so that the block has room for more OS pages than are asked for.
+        let layout = Layout::from_size_align(100, 16 << 10).unwrap();
+        let room = HEAP.room_for(layout).expect("there is room");
+        assert_eq!(room, 16 << 10);
+        // SAFETY: the blocks have a size and so much room, and are freed with their layout.
+        unsafe {
+            let blocks: Vec<_> = PART.enter(|| (0..20).map(|_| HEAP.alloc(layout)).collect());
+            for &block in &blocks {
+                assert_eq!(HEAP.usable_size(block), room);
+                block.write_bytes(1, room);
+            }
+            HEAP.purge();
+            for block in blocks {
+                assert!((0..room).all(|at| block.add(at).read() == 1));
+                HEAP.dealloc(block, layout);
+            }
+        }
+    });
+}
+
+#[test]
 fn pages_for_sampled_blocks_are_there_before_they_are_needed() {
     sampling("1", || {
         let layout = Layout::new::<[u8; 3000]>();

@@ -56,6 +56,11 @@ pub struct ComponentStats {
     pub multi_pages: PageCount,
 }
 
+/// A limit of an account, as it is told.
+fn limit(bytes: usize) -> Option<usize> {
+    (bytes != usize::MAX).then_some(bytes)
+}
+
 /// The figures of all components, from one walk over the page table.
 fn walk(mut each: impl FnMut(ComponentStats)) {
     let Some(heap) = heap() else { return };
@@ -75,7 +80,6 @@ fn walk(mut each: impl FnMut(ComponentStats)) {
         let (divided_pages, multi_pages) = pages[component.0 as usize];
         let held_bytes = account.held();
         let cached_bytes = cached[component.0 as usize].min(held_bytes);
-        let limit = |bytes| (bytes != usize::MAX).then_some(bytes);
         each(ComponentStats {
             name: LEDGER.name(component),
             held_bytes,
@@ -92,8 +96,12 @@ fn walk(mut each: impl FnMut(ComponentStats)) {
 }
 
 pub(super) fn of(component: ComponentIndex) -> ComponentStats {
-    let mut found = ComponentStats::default();
     let name = LEDGER.name(component);
+    // Before there is a heap, no more is known.
+    let mut found = ComponentStats { name, ..ComponentStats::default() };
+    if let Some(account) = LEDGER.account(component) {
+        (found.limit, found.soft_limit) = (limit(account.limit()), limit(account.soft_limit()));
+    }
     walk(|stats| {
         if stats.name == name {
             found = stats;

@@ -29,7 +29,7 @@ static MAPPED: AtomicUsize = AtomicUsize::new(0);
 impl<G: Geometry> Heap<G> {
     /// Whether there are guards.
     pub(super) fn has_guards(&self) -> bool {
-        self.is_process_heap && hardened::is_prepared()
+        self.is_process_heap && hardened::is_prepared() && self.has_whole_os_pages()
     }
 
     /// Guards among the pages in use.

@@ -390,7 +390,7 @@ impl<G: Geometry> Heap<G> {
     /// else frees it, too, there is no run when the lock is taken again, and the process ends.
     fn give_up_pages<'h>(
         &'h self,
-        runs: Guard<'h, Runs<'static>>,
+        mut runs: Guard<'h, Runs<'static>>,
         head: PageIndex,
         start: PageIndex,
         count: PageCount,
@@ -399,6 +399,8 @@ impl<G: Geometry> Heap<G> {
         if mapping == Mapping::Usual && !self.zeroes_freed() {
             return (runs, Some(false));
         }
+        // Nor do they purge its end: there may be nothing meanwhile, or what another has mapped there.
+        self.table.set_multi_tail(&mut runs, head, 0);
         drop(runs);
         let blank = self.map_as_usual(start, count, mapping).then(|| {
             let purged = self.zeroes_freed() && self.zero(start, count);

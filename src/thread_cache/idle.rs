@@ -26,6 +26,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 /// Stands for the number of blocks that a stack held at the last pass, if that was what it had held before: then it was idle.
 pub(super) const IDLE: u16 = u16::MAX;
+/// The most that others leave in a stack.
+const LEFT: u16 = 1;
 /// Stacks that are raised between the same two fences.
 const AT_ONCE: usize = 32;
 
@@ -139,7 +141,8 @@ impl Stacks {
     fn is_idle(&self, class: ClassIndex) -> bool {
         let held = self.held(class) as u16;
         let then = &self.held_then[class.get()];
-        let idle = then.get() == held || then.get() == IDLE;
+        // What others took stays idle until there is more in it again.
+        let idle = then.get() == held || (then.get() == IDLE && held <= LEFT);
         then.set(if idle { IDLE } else { held });
         idle
     }
