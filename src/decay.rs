@@ -5,8 +5,9 @@
 //! thread comes by first, a little at a time; or, if the program wants it, by a background thread, so that memory goes
 //! back although nobody allocates. That thread sleeps while there is nothing to do.
 //!
-//! At the end of a pass, blocks that waited in a thread's cache for a whole period are taken from it, if that thread has not
-//! come by a slow path meanwhile: it may be asleep.
+//! With each period, blocks that waited in a thread's cache for a whole one are taken from it, if that thread has not
+//! come by a slow path meanwhile: it may be asleep. Then begins a walk over the pages in use that were used, for what of them
+//! is unused; in a large heap it may take longer than a period.
 
 use crate::first_use;
 use crate::heap::{Heap, Most, Unused};
