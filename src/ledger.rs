@@ -11,7 +11,7 @@ use crate::sys;
 use crate::units::ComponentIndex;
 use core::mem;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicUsize};
 use core::sync::atomic::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst};
 
 /// What is called when a component exceeds its soft limit.
@@ -62,9 +62,8 @@ impl Limit {
 /// No thread.
 const NOBODY: usize = 0;
 
-const WITHIN: u8 = 0;
-const EXCEEDED: u8 = 1;
-const TOLD: u8 = 2;
+const WITHIN: usize = 0;
+const TOLD: usize = usize::MAX;
 
 /// What one component holds, and may hold, in bytes.
 #[derive(Debug)]
@@ -76,12 +75,10 @@ pub(crate) struct Account {
     soft_limit: Limit,
     /// Times that the limit made a batch smaller, or an allocation fail.
     refusals: AtomicUsize,
-    /// [`WITHIN`] the soft limit; or it is [`EXCEEDED`], and nobody has been told; or somebody was [`TOLD`].
-    state: AtomicU8,
+    /// [`WITHIN`] the soft limit; or the thread that exceeded it, and nobody has been told; or somebody was [`TOLD`].
+    state: AtomicUsize,
     /// The thread that is telling somebody, or [`NOBODY`].
     teller: AtomicUsize,
-    /// Whether it was exceeded again meanwhile, by another thread.
-    missed: AtomicBool,
     /// Whom to tell: null, or a `SoftLimitListener`.
     listener: AtomicPtr<()>,
 }
@@ -94,9 +91,8 @@ impl Account {
             limit: Limit::NONE,
             soft_limit: Limit::NONE,
             refusals: AtomicUsize::new(0),
-            state: AtomicU8::new(WITHIN),
+            state: AtomicUsize::new(WITHIN),
             teller: AtomicUsize::new(NOBODY),
-            missed: AtomicBool::new(false),
             listener: AtomicPtr::new(ptr::null_mut()),
         }
     }
@@ -120,21 +116,23 @@ impl Account {
         if held > self.peak() {
             self.peak.fetch_max(held, Relaxed);
         }
-        if held > self.soft_limit() {
-            self.exchange(WITHIN, EXCEEDED);
+        let me = sys::this_thread();
+        if held > self.soft_limit() && self.exchange(WITHIN, me) && self.held() <= self.soft_limit() {
+            // It was credited meanwhile, by who saw it within.
+            self.exchange(me, WITHIN);
         }
     }
 
     /// Credits it with `bytes` bytes, which are not held any more.
     pub(crate) fn credit(&self, bytes: usize) {
-        let held = self.held.fetch_sub(bytes, Relaxed) - bytes;
-        if held <= self.soft_limit() && self.state.load(Relaxed) != WITHIN {
+        let held = self.held.fetch_sub(bytes, SeqCst) - bytes;
+        if held <= self.soft_limit() && self.state.load(SeqCst) != WITHIN {
             self.state.store(WITHIN, Relaxed);
         }
     }
 
     pub(crate) fn held(&self) -> usize {
-        self.held.load(Relaxed)
+        self.held.load(SeqCst)
     }
 
     /// Most bytes held at a time.
@@ -164,47 +162,39 @@ impl Account {
         self.refusals.load(Relaxed)
     }
 
-    /// Calls `tell` with the listener if the soft limit was exceeded and nobody was told of it, each time that it was: not
-    /// twice at a time, but by who is telling already; and not of what a listener does.
+    /// Calls `tell` with the listener each time that the soft limit was exceeded: not twice at a time, but once more by who
+    /// is telling already; and not of what a listener does.
     pub(crate) fn tell(&self, mut tell: impl FnMut(SoftLimitListener)) {
-        if self.state.load(Relaxed) != EXCEEDED {
-            return;
-        }
-        let (me, told) = (sys::this_thread(), || self.exchange(EXCEEDED, TOLD));
-        loop {
-            if let Err(teller) = self.teller.compare_exchange(NOBODY, me, SeqCst, SeqCst) {
-                if teller == me {
-                    return;
-                }
-                self.missed.store(true, SeqCst);
-                if self.teller.load(SeqCst) != NOBODY {
-                    return;
-                }
-                continue;
-            }
-            loop {
-                if self.missed.swap(false, SeqCst) && self.held() > self.soft_limit() {
-                    self.exchange(TOLD, EXCEEDED);
-                }
-                let listener = self.listener.load(SeqCst);
-                if !told() || listener.is_null() {
-                    break;
-                }
-                // SAFETY: what is not null is a function of that type.
-                tell(unsafe { mem::transmute::<*mut (), SoftLimitListener>(listener) });
-                // What the listener did itself.
-                told();
-            }
-            self.teller.store(NOBODY, SeqCst);
-            if !self.missed.load(SeqCst) {
+        let me = sys::this_thread();
+        while self.is_to_be_told().is_some() {
+            if self.teller.compare_exchange(NOBODY, me, SeqCst, SeqCst).is_err() {
+                // Who it is looks again.
                 return;
             }
+            while let Some(by) = self.is_to_be_told()
+                && self.exchange(by, TOLD)
+            {
+                let listener = self.listener.load(SeqCst);
+                if !listener.is_null() {
+                    // SAFETY: what is not null is a function of that type.
+                    tell(unsafe { mem::transmute::<*mut (), SoftLimitListener>(listener) });
+                }
+                // What the listener did itself.
+                self.exchange(me, TOLD);
+            }
+            self.teller.store(NOBODY, SeqCst);
         }
     }
 
+    /// The thread that exceeded the soft limit, if nobody was told of that.
+    fn is_to_be_told(&self) -> Option<usize> {
+        let state = self.state.load(SeqCst);
+        (state != WITHIN && state != TOLD).then_some(state)
+    }
+
     /// Makes the state `to` if it is `from`.
-    fn exchange(&self, from: u8, to: u8) -> bool {
-        self.state.compare_exchange(from, to, Relaxed, Relaxed).is_ok()
+    fn exchange(&self, from: usize, to: usize) -> bool {
+        self.state.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
     /// Goes on in a child process, where nobody is telling but the thread that forked.
@@ -372,6 +362,15 @@ mod tests {
         account.after_fork();
         account.tell(|_| told += 1);
         assert_eq!(told, 3);
+        // Once, although others come by while it is told.
+        account.credit(101);
+        exceed();
+        account.tell(|_| {
+            told += 1;
+            let other = || account.tell(|_| panic!("twice at a time"));
+            std::thread::scope(|scope| scope.spawn(other).join().unwrap());
+        });
+        assert_eq!(told, 4);
     }
 
     #[test]
