@@ -332,6 +332,7 @@ mod tests {
         assert_eq!((told(), told()), (1, 0));
     }
 
+    #[cfg(feature = "os")] // which tells threads apart
     #[test]
     fn what_another_thread_exceeds_while_it_is_told_is_told_after_that() {
         let account = Account::new();
