@@ -23,6 +23,9 @@ mod fork;
 mod gate;
 #[path = "../src/lock.rs"]
 mod lock;
+#[allow(dead_code)] // what a walk over pages counts
+#[path = "../src/heap/progress.rs"]
+mod progress;
 #[path = "../src/thread_cache/raise.rs"]
 mod raise;
 #[path = "../src/page_table/state.rs"]

@@ -149,10 +149,13 @@ impl Options {
 
 pub(crate) mod heap {
     use super::super::lock::{Guard, Lock};
+    use super::super::progress::Progress;
     use super::super::units::PageIndex;
     use super::{HEAPS_MADE, Options, Relaxed, UnsafeCell};
     use core::marker::PhantomData;
     use core::mem;
+
+    pub(crate) use super::super::progress::Most;
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) enum Unused {
@@ -164,27 +167,6 @@ pub(crate) mod heap {
 
     impl Ledger {
         pub(crate) fn after_fork(&self) {}
-    }
-
-    pub(crate) struct Most {
-        pub(crate) bytes: usize,
-        pub(crate) calls: usize,
-        pub(crate) looks: usize,
-    }
-
-    impl Most {
-        pub(crate) const ALL: Most = Most { bytes: usize::MAX, calls: usize::MAX, looks: usize::MAX };
-    }
-
-    pub(crate) struct Progress {
-        pub(crate) bytes: usize,
-        pub(crate) next: Option<PageIndex>,
-    }
-
-    impl Progress {
-        pub(crate) fn goes_on(&self) -> bool {
-            self.next.is_some()
-        }
     }
 
     /// The free runs: how many pages of them are dirty, and how often they were changed.
@@ -240,12 +222,14 @@ pub(crate) mod heap {
             unsafe { self.runs.leaked() }
         }
         pub(crate) fn purge_free_pages(&self, _: Unused, _: Most) -> Progress {
-            Progress { bytes: mem::take(&mut self.runs().dirty) as usize, next: None }
+            let mut progress = Progress::default();
+            progress.count_call(mem::take(&mut self.runs().dirty) as usize, true);
+            progress
         }
         pub(crate) fn purge_table(&self) {}
 
         pub(crate) fn purge_parts(&self, _: Unused, _: PageIndex, _: Most) -> Progress {
-            Progress { bytes: 0, next: None }
+            Progress::default()
         }
     }
 }

@@ -16,6 +16,7 @@ mod large;
 mod options;
 #[cfg(feature = "os")]
 mod process;
+mod progress;
 mod purge;
 #[cfg(feature = "hardened")]
 mod quarantine;
@@ -27,7 +28,7 @@ pub use options::{HeapError, HeapOptions};
 #[cfg(feature = "os")]
 pub(crate) use process::LEDGER;
 #[cfg(feature = "os")]
-pub(crate) use purge::{Most, Unused};
+pub(crate) use {progress::Most, purge::Unused};
 
 use crate::arena::{Arena, HUGE_PAGE};
 use crate::ledger::Ledger;

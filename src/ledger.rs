@@ -116,10 +116,12 @@ impl Account {
         if held > self.peak() {
             self.peak.fetch_max(held, Relaxed);
         }
-        let me = sys::this_thread();
-        if held > self.soft_limit() && self.exchange(WITHIN, me) && self.held() <= self.soft_limit() {
-            // It was credited meanwhile, by who saw it within.
-            self.exchange(me, WITHIN);
+        if held > self.soft_limit() {
+            let me = sys::this_thread();
+            if self.exchange(WITHIN, me) && self.held() <= self.soft_limit() {
+                // It was credited meanwhile, by who saw it within.
+                self.exchange(me, WITHIN);
+            }
         }
     }
 
@@ -165,8 +167,8 @@ impl Account {
     /// Calls `tell` with the listener each time that the soft limit was exceeded: not twice at a time, but once more by who
     /// is telling already; and not of what a listener does.
     pub(crate) fn tell(&self, mut tell: impl FnMut(SoftLimitListener)) {
-        let me = sys::this_thread();
         while self.is_to_be_told().is_some() {
+            let me = sys::this_thread();
             if self.teller.compare_exchange(NOBODY, me, SeqCst, SeqCst).is_err() {
                 // Who it is looks again.
                 return;

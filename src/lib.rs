@@ -51,6 +51,7 @@
 //! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)
 //! expectation.rs    what tells which of the two                              page_table/state.rs  a page's state, atomic
 //! decay.rs          when memory goes back                                    heap/purge.rs     what goes back
+//! page_table/watched.rs  which pages are looked at for that                  heap/progress.rs  how much at a time
 //! arena.rs          the reservation, committed upward                        metadata.rs       caches' own memory
 //! guarded.rs        a few blocks that trap when they are misused             shards.rs         which shard is whose
 //! component.rs      parts of the program: another cache for a thread         ledger.rs         what they hold, and may

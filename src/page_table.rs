@@ -56,6 +56,7 @@ mod check;
 mod divided;
 mod multi;
 mod state;
+mod watched;
 
 pub use bin::Bin;
 pub use check::{Census, Violation};
@@ -275,9 +276,6 @@ impl Words {
     }
 }
 
-/// Pages to a word of those that tell which are watched.
-const WATCHED: usize = usize::BITS as usize;
-
 /// Where each part of a table lies in its storage, in bytes.
 struct Sections {
     tags: usize,
@@ -296,7 +294,7 @@ impl Sections {
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
         let watched = tags + aligned(capacity.get() * size_of::<AtomicU16>());
-        let first_word = watched + aligned(capacity.get().div_ceil(WATCHED) * size_of::<AtomicUsize>());
+        let first_word = watched + aligned(watched::bytes(capacity));
         let summaries = first_word + words * size_of::<Word>();
         let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
         let long_bitmaps = short_bitmaps + short;
@@ -464,48 +462,6 @@ impl<G: Geometry> PageTable<G> {
         assert!(page.0 < self.capacity.0, "a page of another arena");
         // SAFETY: as in `tag`.
         unsafe { self.tags.add(page.get()).as_ref() }.store(tag.0, Ordering::Relaxed);
-    }
-
-    /// The word that tells whether `page` is watched, and its bit there.
-    fn watched(&self, page: PageIndex) -> (&AtomicUsize, usize) {
-        assert!(page.0 < self.capacity.0, "a page of another arena");
-        // SAFETY: the page is one of the arena's, which all have a bit.
-        let word = unsafe { self.watched.add(page.get() / WATCHED).as_ref() };
-        (word, 1 << (page.get() % WATCHED))
-    }
-
-    /// The first page that is watched, from `from` to before `end`. A page that is not watched was not used since what it could
-    /// give back went back, or since there was nothing: so one need not look at it again. May be asked at any time, in one
-    /// order with whatever else is `SeqCst`.
-    pub fn next_watched(&self, from: PageIndex, end: PageIndex) -> Option<PageIndex> {
-        let mut at = from;
-        while at < end {
-            let (word, bit) = self.watched(at);
-            let rest = word.load(Ordering::SeqCst) & bit.wrapping_neg();
-            let first = at.get() / WATCHED * WATCHED;
-            if rest != 0 {
-                let page = PageIndex((first + rest.trailing_zeros() as usize) as u32);
-                return (page < end).then_some(page);
-            }
-            at = PageIndex((first + WATCHED).min(end.get()) as u32);
-        }
-        None
-    }
-
-    /// Has `page`, which is used, watched. The caller has it, so that nobody has it [let be](Self::let_be) meanwhile.
-    fn watch(&self, page: PageIndex) {
-        let (word, bit) = self.watched(page);
-        if word.load(Ordering::SeqCst) & bit == 0 {
-            word.fetch_or(bit, Ordering::SeqCst);
-        }
-    }
-
-    /// Has `page` watched no more.
-    fn let_be(&self, page: PageIndex) {
-        let (word, bit) = self.watched(page);
-        if word.load(Ordering::Relaxed) & bit != 0 {
-            word.fetch_and(!bit, Ordering::Relaxed);
-        }
     }
 
     fn header(&self, page: PageIndex) -> *mut Header {

@@ -27,9 +27,14 @@ static GUARDS: AtomicUsize = AtomicUsize::new(0);
 /// Those with mappings of their own, pages that were guards included.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 impl<G: Geometry> Heap<G> {
-    /// Whether there are guards.
-    pub(super) fn has_guards(&self) -> bool {
-        self.is_process_heap && hardened::is_prepared() && self.has_whole_os_pages()
+    /// Whether the heap is the hardened one.
+    pub(super) fn is_hardened(&self) -> bool {
+        self.is_process_heap && hardened::is_prepared()
+    }
+
+    /// Whether there are guards. One that is a part of an OS page would hit the rest of it.
+    fn has_guards(&self) -> bool {
+        self.is_hardened() && self.has_whole_os_pages()
     }
 
     /// Guards among the pages in use.

@@ -365,10 +365,9 @@ impl<G: Geometry> Heap<G> {
         let mapping = self.table.mapping(&runs, head);
         let (mut runs, blank) = self.give_up_pages(runs, head, head, count);
         let Some(blank) = blank else {
-            // The run stays as it is, and nobody's: others may map memory where there is none. It has no end to purge.
+            // The run stays as it is, and nobody's: others may map memory where there is none.
             self.credit_pages(self.table.owner(&runs, head), count);
             self.table.set_owner(&mut runs, head, ComponentIndex::NONE);
-            self.table.set_multi_tail(&mut runs, head, 0);
             return;
         };
         if mapping != Mapping::Usual {
@@ -532,7 +531,7 @@ impl<G: Geometry> Heap<G> {
                 return None;
             }
             Remapped::Lost => {
-                // As in `free_run`. It goes on counting as mapped apart, so there are few of them.
+                // As in `free_run`, with no end to purge. It goes on counting as mapped apart, so there are few of them.
                 self.table.set_multi_tail(&mut runs, start, 0);
                 return None;
             }

@@ -5,6 +5,7 @@
 //! thread that waits for it waits for a fraction of a millisecond. What went back is known to be zero.
 
 use super::Heap;
+use super::progress::{Most, Progress};
 use crate::arena::HUGE_PAGE;
 use crate::size_class::Geometry;
 use crate::sys;
@@ -29,50 +30,6 @@ pub(crate) enum Unused {
     All,
     /// What was not used since the last time either.
     Idle,
-}
-
-/// What is to be done at most before others go on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Most {
-    /// Bytes given back.
-    pub(crate) bytes: usize,
-    /// System calls.
-    pub(crate) calls: usize,
-    /// Pages in use that are looked at.
-    pub(crate) looks: usize,
-}
-
-impl Most {
-    pub(crate) const ALL: Most = Most { bytes: usize::MAX, calls: usize::MAX, looks: usize::MAX };
-}
-
-/// What was done, and what is left.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Progress {
-    /// Bytes given back. Some may not have had memory.
-    pub(crate) bytes: usize,
-    calls: usize,
-    looks: usize,
-    /// Where there is more to do; `None` if that was all.
-    pub(crate) next: Option<PageIndex>,
-}
-
-impl Progress {
-    /// Counts a system call that was to give `bytes` back.
-    fn add(&mut self, bytes: usize, purged: bool) {
-        self.calls += 1;
-        self.bytes += if purged { bytes } else { 0 };
-    }
-
-    /// Whether `most` is done.
-    fn has_done(&self, most: Most) -> bool {
-        self.bytes >= most.bytes || self.calls >= most.calls || self.looks >= most.looks
-    }
-
-    /// Whether there is more to do, and the system does not refuse all of it.
-    pub(crate) fn goes_on(&self) -> bool {
-        self.next.is_some() && (self.calls == 0 || self.bytes > 0)
-    }
 }
 
 impl<G: Geometry> Heap<G> {
@@ -136,10 +93,13 @@ impl<G: Geometry> Heap<G> {
     /// Gives back the memory of free pages, about as much as `most` allows. With them goes what clean ones beside them have of
     /// the same huge page.
     pub(crate) fn purge_free_pages(&self, unused: Unused, most: Most) -> Progress {
-        let (step, first_huge) = (self.step(), self.first_huge());
         let mut progress = Progress::default();
+        if !self.has_whole_os_pages() {
+            return progress;
+        }
+        let (step, first_huge) = (self.step(), self.first_huge());
         let mut from = PageIndex(0);
-        while self.has_whole_os_pages() {
+        loop {
             let mut runs = self.runs();
             let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
                 break;
@@ -156,7 +116,7 @@ impl<G: Geometry> Heap<G> {
             if purged {
                 runs.clean(start, count);
             }
-            progress.add(count.bytes(shift), purged);
+            progress.count_call(count.bytes(shift), purged);
             from = start.plus(count);
         }
         progress
@@ -191,7 +151,7 @@ impl<G: Geometry> Heap<G> {
                 progress.next = Some(page);
                 break;
             }
-            progress.looks += 1;
+            progress.count_look();
             self.purge_parts_of(page, unused, &mut progress);
             at = page.plus(PageCount(1));
         }
@@ -224,7 +184,7 @@ impl<G: Geometry> Heap<G> {
             if purged {
                 divided.note_purged(start, end, grain);
             }
-            progress.add(end - start, purged);
+            progress.count_call(end - start, purged);
             is_done &= purged;
         }
         if is_done {
@@ -248,7 +208,7 @@ impl<G: Geometry> Heap<G> {
                 self.table.note_multi_tail_purged(&mut runs, page);
             }
             if bytes > 0 {
-                progress.add(bytes, purged);
+                progress.count_call(bytes, purged);
             }
         }
         self.table.let_go_multi(&mut runs, page);

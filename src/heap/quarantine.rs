@@ -46,7 +46,7 @@ impl<G: Geometry> Heap<G> {
     /// Has the run of `count` pages at `head`, which is freed, wait, and releases those that waited longest instead. False
     /// if it is not to wait. If it is `blank`, it has no memory.
     pub(super) fn quarantine(&self, runs: &mut Runs, head: PageIndex, count: PageCount, blank: bool) -> bool {
-        if !self.has_guards() || count > LONGEST_QUARANTINED {
+        if !self.is_hardened() || count > LONGEST_QUARANTINED {
             return false;
         }
         let mut quarantine = QUARANTINE.lock();
@@ -73,7 +73,7 @@ impl<G: Geometry> Heap<G> {
         count: PageCount,
         align: usize,
     ) -> Option<PageIndex> {
-        if !self.has_guards() {
+        if !self.is_hardened() {
             return None;
         }
         let mut quarantine = QUARANTINE.lock();
@@ -89,7 +89,7 @@ impl<G: Geometry> Heap<G> {
 
     /// Releases all runs that wait. False if there are none.
     pub(super) fn empty_quarantine(&self, runs: &mut Runs) -> bool {
-        if !self.has_guards() {
+        if !self.is_hardened() {
             return false;
         }
         let mut quarantine = QUARANTINE.lock();
@@ -109,7 +109,7 @@ impl<G: Geometry> Heap<G> {
 
     /// Whether what is freed is to be zeroed.
     pub(super) fn zeroes_freed(&self) -> bool {
-        self.has_guards() && hardened::zeroes_freed()
+        self.is_hardened() && hardened::zeroes_freed()
     }
 
     /// Zeroes pages that their owner gives up. True if their memory went back to the system for that.

@@ -161,11 +161,11 @@ impl<G: Geometry> PageTable<G> {
                 return None;
             }
             let run = (*header).run;
-            let is_kept = wanted(run);
-            if !is_kept {
+            if !wanted(run) {
                 (*header).state.set(State::MultiHead);
+                return None;
             }
-            is_kept.then_some(run)
+            Some(run)
         }
     }
 
