@@ -3,7 +3,8 @@
 //! Of the bytes that a thread allocates one in so many on average is picked, at random, and the allocation that it is
 //! part of is sampled: its stack is kept until it is freed. The distances between picked bytes are exponentially
 //! distributed, so an allocation of `size` bytes is sampled with probability `1 - exp(-size / interval)` whatever else
-//! is allocated, and stands for the inverse of that many. Bytes are counted by each thread's cache: a [`Countdown`].
+//! is allocated, and stands for the inverse of that many, whatever it shrinks to. Bytes are counted by each thread's cache:
+//! a [`Countdown`].
 //!
 //! Unless the interval was asked for, a countdown whose samples come sooner one after the other than so many times what
 //! they take, by the clock, doubles its interval, and goes back as soon as they do not. That bounds what the samples of
@@ -274,7 +275,7 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
 
 /// Keeps the calling thread's stack for the block or run at `address`. False if there is no room.
 fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize, interval: usize) -> bool {
-    let sample = Sample { address, size, interval, frames: stack() };
+    let sample = Sample { address, size, counted: size, interval, frames: stack() };
     let run = if heap.tag_of(address).is_some() { None } else { heap.table().page_of(address) };
     SAMPLES.lock().add(heap.table().capacity(), run, sample)
 }
@@ -336,7 +337,8 @@ pub(crate) fn begin_resize(address: usize) -> Option<Sample> {
 pub(crate) fn end_resize(sample: Option<Sample>, old_size: usize, new: usize, new_size: usize) {
     let Some(heap) = heap() else { return };
     if let Some(sample) = sample {
-        let sample = Sample { address: new, size: new_size, ..sample };
+        let counted = sample.counted + new_size.saturating_sub(old_size);
+        let sample = Sample { address: new, size: new_size, counted, ..sample };
         SAMPLES.lock().add(heap.table().capacity(), heap.table().page_of(new), sample);
     } else if new_size > old_size && is_due(heap, new_size - old_size) {
         // As if it had been allocated with that size: the bytes up to the old one were counted before.

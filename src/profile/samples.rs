@@ -25,6 +25,8 @@ pub(crate) struct Sample {
     pub(super) address: usize,
     /// Bytes asked for.
     pub(super) size: usize,
+    /// Bytes that were counted, of which one was picked: those of the first size, and what it has grown by since.
+    pub(super) counted: usize,
     /// Bytes from one that was picked to the next, on average, when this one was.
     pub(super) interval: usize,
     pub(super) frames: Frames,
@@ -198,7 +200,7 @@ mod tests {
                     assert!(samples.add(
                         PageCount(3000),
                         run,
-                        Sample { address, size: turn, interval: 1, frames: [0; MOST_FRAMES] }
+                        Sample { address, size: turn, counted: turn, interval: 1, frames: [0; MOST_FRAMES] }
                     ));
                     model.insert(address, turn);
                 }

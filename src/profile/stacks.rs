@@ -64,7 +64,7 @@ impl Profile {
     pub(super) fn new(samples: Vec<Sample>, interval: usize) -> Profile {
         let mut stacks: BTreeMap<Frames, Live> = BTreeMap::new();
         for sample in samples {
-            let stands_for = -1.0 / (-(sample.size.max(1) as f64) / sample.interval as f64).exp_m1();
+            let stands_for = -1.0 / (-(sample.counted.max(1) as f64) / sample.interval as f64).exp_m1();
             let live = stacks.entry(sample.frames).or_default();
             live.objects += stands_for;
             live.bytes += stands_for * sample.size as f64;
