@@ -19,12 +19,11 @@ pub(crate) struct Out<'f> {
 }
 
 impl<'f> Out<'f> {
-    /// Writes all that `write` writes. What the system refuses is lost.
-    pub(crate) fn print(target: Target<'f>, write: impl FnOnce(&mut Out<'f>) -> fmt::Result) {
+    /// Writes all that `write` writes. What the system refuses is lost: false if that is a part of a file.
+    pub(crate) fn print(target: Target<'f>, write: impl FnOnce(&mut Out<'f>) -> fmt::Result) -> bool {
         let mut out = Out { target, text: [0; 4096], len: 0 };
         // Fails only when the system refused what came before.
-        let _ = write(&mut out);
-        let _ = out.flush();
+        write(&mut out).and_then(|()| out.flush()).is_ok()
     }
 
     fn flush(&mut self) -> fmt::Result {

@@ -44,8 +44,8 @@ static ANSWERED: AtomicU32 = AtomicU32::new(0);
 /// The directory for dumps; a program may change its environment later.
 static DIRECTORY: Once<Path> = Once::new();
 
-/// Where the report at exit goes.
-static STANDARD_ERROR: spin::Once<File> = spin::Once::new();
+/// Where the report at exit goes, and which file that was at the start.
+static STANDARD_ERROR: spin::Once<(File, Option<(u64, u64)>)> = spin::Once::new();
 
 /// Looks at the environment. To be called once, when the heap is in use.
 pub(crate) fn start() {
@@ -56,7 +56,8 @@ pub(crate) fn start() {
     });
     if at_exit {
         if let Some(file) = File::of_standard_error() {
-            STANDARD_ERROR.call_once(|| file);
+            let identity = file.identity();
+            STANDARD_ERROR.call_once(|| (file, identity));
         }
         signals::at_exit(write_live_at_exit);
     }
@@ -175,31 +176,31 @@ fn dump_to_files() {
         let _ = line.write_str("page_memory_allocator: the dump could not be written\n");
         return line.report();
     };
-    Out::print(Target::File(&text), |out| {
+    let is_whole = Out::print(Target::File(&text), |out| {
         for view in [View::Classes, View::Worst(20), View::Folded] {
             ALLOCATOR.dump_with(DumpOptions::new().sums(view == View::Classes).view(view), out)?;
             writeln!(out)?;
         }
         Ok(())
     });
-    let beside = |extension| Path::of_dump(number, extension).and_then(|path| File::create(path.as_c_str()));
-    let (document, picture) = (beside("json"), beside("html"));
-    if let Some(document) = &document {
-        Out::print(Target::File(document), |out| ALLOCATOR.dump_json(out));
-    }
-    if let Some(picture) = &picture {
-        Out::print(Target::File(picture), |out| ALLOCATOR.dump_html(out));
-    }
+    let beside = |extension, write: fn(&mut Out) -> fmt::Result| {
+        Path::of_dump(number, extension)
+            .and_then(|path| File::create(path.as_c_str()))
+            .is_some_and(|file| Out::print(Target::File(&file), write))
+    };
+    let document = beside("json", |out| ALLOCATOR.dump_json(out));
+    let picture = beside("html", |out| ALLOCATOR.dump_html(out));
     // A line that is too long is cut off.
     let _ = writeln!(
         line,
-        "page_memory_allocator: the heap is in {}{}",
+        "page_memory_allocator: {} is in {}{}",
+        if is_whole { "the heap" } else { "the beginning of a dump that the system did not take as a whole" },
         path.as_c_str().to_str().unwrap_or("a file"),
         match (document, picture) {
-            (Some(_), Some(_)) => ", and beside it as .json and .html",
-            (Some(_), None) => ", and beside it as .json",
-            (None, Some(_)) => ", and beside it as .html",
-            (None, None) => "",
+            (true, true) => ", and beside it as .json and .html",
+            (true, false) => ", and beside it as .json",
+            (false, true) => ", and beside it as .html",
+            (false, false) => "",
         },
     );
     line.report();
@@ -210,7 +211,9 @@ extern "C" fn write_live_at_exit() {
         return;
     }
     let stats = PageAllocator::new().stats();
-    let target = STANDARD_ERROR.get().map_or(Target::Stream(Stream::Error), Target::File);
+    // Who has closed all descriptors, as a daemon does, may have opened another file in its place.
+    let kept = STANDARD_ERROR.get().filter(|(file, identity)| file.identity() == *identity);
+    let target = kept.map_or(Target::Stream(Stream::Error), |(file, _)| Target::File(file));
     Out::print(target, |out| write_live(&stats, out));
 }
 

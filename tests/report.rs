@@ -5,6 +5,7 @@ mod child;
 use child::{cases, in_child, text};
 use page_memory_allocator::PageAllocator;
 use std::hint::black_box;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -61,6 +62,67 @@ fn nothing_is_reported_unless_it_is_wanted() {
         || (),
     );
     assert!(text(&output.stderr).contains("PMA_DUMP_SIGNAL=KILL is ignored"), "{output:?}");
+}
+
+#[test]
+fn the_report_at_exit_is_in_no_file_of_a_program_that_has_closed_all_descriptors() {
+    let theirs = directory("closed").join("theirs");
+    let output = in_child(
+        |command| {
+            command.env("PMA_REPORT", "exit").env("THEIRS", &theirs);
+        },
+        || {
+            let file = fs::File::create(std::env::var_os("THEIRS").unwrap()).unwrap();
+            // SAFETY: nobody uses a descriptor above that of the file; all of them are the file's afterwards.
+            unsafe {
+                (file.as_raw_fd() + 1..1000).for_each(|descriptor| _ = libc::close(descriptor));
+                while libc::dup(file.as_raw_fd()) < 200 {}
+            }
+            mem::forget(vec![1u8; 10 << 20]);
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("live at exit"), "{output:?}");
+    assert_eq!(fs::read_to_string(theirs).unwrap(), "");
+}
+
+#[test]
+fn a_dump_that_is_cut_short_is_called_that() {
+    let directory = directory("full");
+    let output = in_child(
+        |command| {
+            command.env("PMA_DUMP_SIGNAL", "USR1").env(DIRECTORY, &directory);
+        },
+        || {
+            let limit = libc::rlimit { rlim_cur: 6000, rlim_max: 6000 };
+            // SAFETY: the limit is read; a write beyond it is refused then.
+            unsafe {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+            }
+            let wait_for = |name: &str, len: usize| {
+                let file = directory.join(format!("pma-{}-{name}", process::id()));
+                let start = Instant::now();
+                while fs::metadata(&file).map_or(true, |file| file.len() < len as u64) {
+                    assert!(start.elapsed() < Duration::from_secs(60), "no dump");
+                    thread::sleep(Duration::from_millis(5));
+                }
+            };
+            signal();
+            wait_for("1.html", 6000);
+            // The next dump begins when all is said of the first.
+            signal();
+            wait_for("2.txt", 0);
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+    let said = text(&output.stderr);
+    let line = said.lines().find(|line| line.starts_with("page_memory_allocator: ")).unwrap();
+    assert!(
+        line.contains("the beginning of a dump that the system did not take as a whole is in "),
+        "{line}"
+    );
+    assert!(line.ends_with("-1.txt"), "of no other file it is said that it is there: {line}");
 }
 
 /// A directory without files.

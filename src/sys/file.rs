@@ -29,6 +29,17 @@ impl File {
         File::of(unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, LOWEST) })
     }
 
+    /// What tells the file from others as long as it is there: its device, and its number there. `None` if the descriptor
+    /// is closed: somebody may have closed it who closes all, and it may lead to another file since.
+    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
+        // SAFETY: zeros are a valid value of the struct, which is written.
+        let (failed, status) = unsafe {
+            let mut status: libc::stat = core::mem::zeroed();
+            (libc::fstat(self.0, &mut status), status)
+        };
+        (failed == 0).then_some((status.st_dev, status.st_ino))
+    }
+
     fn of(descriptor: libc::c_int) -> Option<File> {
         (descriptor >= 0).then_some(File(descriptor))
     }
