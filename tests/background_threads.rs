@@ -1,4 +1,4 @@
-//! The allocator's own threads in programs that do not make it easy for them: with thread-local storage that takes more than the
+//! The allocator's own threads in programs that do not make it easy for them: with thread-local storage that takes nearly all of the
 //! stack that such a thread asks for, and without thread caches.
 
 #[path = "common/background.rs"]
@@ -18,7 +18,7 @@ static HEAP: PageAllocator = PageAllocator::new();
 
 thread_local! {
     /// What every thread of this program has.
-    static LARGE: Cell<[u8; 512 << 10]> = const { Cell::new([0; 512 << 10]) };
+    static LARGE: Cell<[u8; 240 << 10]> = const { Cell::new([0; 240 << 10]) };
 }
 
 #[test]

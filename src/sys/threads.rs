@@ -1,8 +1,9 @@
 //! Threads: those that there are, one that is started, how they wait for each other, and what they do when the process forks
 //! or they end.
 
-use super::errno;
+use super::{errno, page_size};
 use core::ptr;
+use core::slice;
 use core::sync::atomic::{self, AtomicU32, Ordering};
 
 /// Lets another thread run.
@@ -11,14 +12,10 @@ pub(crate) fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
-/// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked. If that is too
-/// small for the program's thread-local storage, which the C library takes from the stack, it has one of the usual size.
+/// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked.
 pub(crate) fn spawn(body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) -> bool {
+    /// What `body` has, beside what the C library takes from the stack for the program's thread-local storage.
     const STACK: usize = 256 << 10;
-    spawn_with(Some(STACK), body) || spawn_with(None, body)
-}
-
-fn spawn_with(stack: Option<usize>, body: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) -> bool {
     // SAFETY: attributes and signal sets are initialised before they are used; the thread is given nothing.
     unsafe {
         let mut attributes = core::mem::zeroed();
@@ -26,9 +23,8 @@ fn spawn_with(stack: Option<usize>, body: extern "C" fn(*mut libc::c_void) -> *m
         if libc::pthread_attr_init(&mut attributes) != 0 {
             return false;
         }
-        if let Some(stack) = stack {
-            libc::pthread_attr_setstacksize(&mut attributes, stack);
-        }
+        let stack = STACK + thread_local_bytes().next_multiple_of(page_size());
+        libc::pthread_attr_setstacksize(&mut attributes, stack);
         libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
@@ -38,6 +34,24 @@ fn spawn_with(stack: Option<usize>, body: extern "C" fn(*mut libc::c_void) -> *m
         libc::pthread_attr_destroy(&mut attributes);
         started
     }
+}
+
+/// Bytes of thread-local storage that the program and its libraries have, which each thread is given some of.
+fn thread_local_bytes() -> usize {
+    unsafe extern "C" fn add(info: *mut libc::dl_phdr_info, _: usize, sum: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the loader's description of an object, with so many headers; and the sum, which nothing else uses meanwhile.
+        let (headers, sum) = unsafe {
+            let info = &*info;
+            (slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()), &mut *sum.cast::<usize>())
+        };
+        let blocks = headers.iter().filter(|header| header.p_type == libc::PT_TLS);
+        *sum += blocks.map(|block| (block.p_memsz + block.p_align) as usize).sum::<usize>();
+        0
+    }
+    let mut sum = 0usize;
+    // SAFETY: the callback has the type that it is to have, and is given the sum.
+    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut sum).cast()) };
+    sum
 }
 
 /// Sleeps until [`wake`] is called, unless `word` differs from `expected` at the start.
