@@ -221,7 +221,7 @@ pub(crate) mod heap {
             // SAFETY: as the caller says.
             unsafe { self.runs.leaked() }
         }
-        pub(crate) fn purge_free_pages(&self, _: Unused, _: Most) -> Progress {
+        pub(crate) fn purge_free_pages(&self, _: Unused, _: PageIndex, _: Most) -> Progress {
             let mut progress = Progress::default();
             progress.count_call(mem::take(&mut self.runs().dirty) as usize, true);
             progress

@@ -39,6 +39,9 @@ shared! {
     static DUE: AtomicU64 = AtomicU64::new(NEVER);
     /// When the period ends, as long as there is no background thread.
     static PERIOD_END: AtomicU64 = AtomicU64::new(0);
+    /// Where the free pages are gone on with; 0 if that was all. What the system refuses to take, as it is locked, is not in the
+    /// way of what lies behind it.
+    static NEXT_FREE: AtomicU32 = AtomicU32::new(0);
     /// Where the walk over the pages in use goes on; 0 if it is over.
     static NEXT_PAGE: AtomicU32 = AtomicU32::new(0);
     /// Passes so far.
@@ -79,9 +82,7 @@ pub(crate) fn passes() -> u32 {
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
     report::tick();
-    if THREAD.load(Relaxed) >= AT_WORK {
-        come_by();
-    }
+    tell_thread();
     let due = DUE.load(Relaxed);
     if due != NEVER && sys::milliseconds() >= due {
         pass(heap, due);
@@ -91,10 +92,32 @@ pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
 /// [`tick`] where blocks or runs have just been freed.
 #[inline]
 pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
+    start_wanted_thread();
+    tick(heap);
+}
+
+/// [`tick_freed`] where that went no further than the thread's cache: the clock is looked at when it leaves that, or somebody
+/// allocates.
+#[cfg(not(feature = "hardened"))]
+#[inline]
+pub(crate) fn tick_cached() {
+    start_wanted_thread();
+    tell_thread();
+}
+
+#[inline]
+fn start_wanted_thread() {
     if THREAD.load(Relaxed) == WANTED {
         start_thread();
     }
-    tick(heap);
+}
+
+/// Has the background thread, if there is one, know that somebody came by.
+#[inline]
+fn tell_thread() {
+    if THREAD.load(Relaxed) >= AT_WORK {
+        come_by();
+    }
 }
 
 /// Has the background thread make the passes, if it can be started.
@@ -149,7 +172,9 @@ fn pass(heap: &Heap<BuildGeometry>, due: u64) {
 fn some_of_pass(heap: &Heap<BuildGeometry>, now: u64) -> bool {
     let is_over = now >= PERIOD_END.load(Relaxed);
     if is_over {
-        if heap.purge_free_pages(Unused::Idle, MOST).goes_on() {
+        let free = heap.purge_free_pages(Unused::Idle, PageIndex(NEXT_FREE.load(Relaxed)), MOST);
+        NEXT_FREE.store(free.next.map_or(0, |page| page.0), Relaxed);
+        if free.goes_on() {
             return true;
         }
         begin_period(heap);
@@ -186,7 +211,7 @@ pub(crate) fn pass_of_thread(heap: &Heap<BuildGeometry>, idle: u32) -> u32 {
     // Who was at a pass when the thread was started has said since when to go on.
     DUE.store(NEVER, Relaxed);
     let came_by = somebody_came_by();
-    let purged = heap.purge_free_pages(Unused::Idle, Most::ALL).bytes
+    let purged = heap.purge_free_pages(Unused::Idle, PageIndex(0), Most::ALL).bytes
         + heap.purge_parts(Unused::Idle, PageIndex(0), Most::ALL).bytes;
     begin_period(heap);
     let taken = thread_cache::take_from_all(heap, Unused::Idle);

@@ -213,6 +213,34 @@ fn free_memory_goes_back_while_the_pages_of_a_large_heap_are_looked_at() {
 }
 
 #[test]
+fn what_the_system_refuses_to_take_is_not_in_the_way_of_what_it_takes() {
+    let output = in_child(
+        |command| set(command, &[("PMA_PURGE_MS", "50")]),
+        || {
+            let mut runs: Vec<Option<Vec<u8>>> = (0..700).map(|_| Some(vec![1u8; 40_000])).collect();
+            let behind = vec![1u8; 32 * MIB];
+            // More than are tried in a pass, none beside another.
+            for run in runs.iter_mut().step_by(2) {
+                // SAFETY: to lock memory does not change it.
+                if unsafe { libc::mlock(run.as_ref().unwrap().as_ptr().cast(), 1) } != 0 {
+                    return eprintln!("this process may lock no memory");
+                }
+                *run = None;
+            }
+            let before = resident();
+            drop(behind);
+            let goes_back = becomes_true(|| {
+                hint::black_box(vec![0u8; 100_000]);
+                before - resident().min(before) > 30 * MIB
+            });
+            assert!(goes_back, "{} of {before} are left", resident());
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn nothing_goes_back_by_itself_if_that_is_turned_off() {
     let output = in_child(
         |command| set(command, &[("PMA_PURGE_MS", "never")]),

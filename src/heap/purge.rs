@@ -41,7 +41,7 @@ impl<G: Geometry> Heap<G> {
     /// them in any case.
     pub fn purge(&self) -> usize {
         self.empty_quarantine(&mut self.runs());
-        let purged = self.purge_free_pages(Unused::All, Most::ALL).bytes
+        let purged = self.purge_free_pages(Unused::All, PageIndex(0), Most::ALL).bytes
             + self.purge_parts(Unused::All, PageIndex(0), Most::ALL).bytes;
         self.purge_clean_pages();
         self.purge_table();
@@ -90,15 +90,14 @@ impl<G: Geometry> Heap<G> {
         PageIndex(page.min(self.pages().get()) as u32)
     }
 
-    /// Gives back the memory of free pages, about as much as `most` allows. With them goes what clean ones beside them have of
-    /// the same huge page.
-    pub(crate) fn purge_free_pages(&self, unused: Unused, most: Most) -> Progress {
+    /// Gives back the memory of free pages, from `from` on, about as much as `most` allows. With them goes what clean ones beside
+    /// them have of the same huge page.
+    pub(crate) fn purge_free_pages(&self, unused: Unused, mut from: PageIndex, most: Most) -> Progress {
         let mut progress = Progress::default();
         if !self.has_whole_os_pages() {
             return progress;
         }
         let (step, first_huge) = (self.step(), self.first_huge());
-        let mut from = PageIndex(0);
         loop {
             let mut runs = self.runs();
             let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
