@@ -11,7 +11,7 @@ use crate::options::Options;
 use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
-use crate::thread_cache::{self, current};
+use crate::thread_cache::{self, ThreadCache, current};
 use crate::units::{ClassIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::mem;
@@ -336,8 +336,9 @@ unsafe impl GlobalAlloc for PageAllocator {
 
     #[inline]
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if !class_of(layout).is_some_and(|class| current().push(class, ptr.addr())) {
-            self.dealloc_slow(ptr, layout);
+        let cache = current();
+        if !class_of(layout).is_some_and(|class| cache.push(class, ptr.addr())) {
+            self.dealloc_slow(cache, ptr, layout);
         }
     }
 
@@ -360,25 +361,15 @@ unsafe impl GlobalAlloc for PageAllocator {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        #[cfg(feature = "hardened")]
-        if let Some(heap) = heap()
-            && !profile::is_sampled_run(ptr.addr())
-            && !guarded::holds(ptr.addr())
+        #[cfg(not(feature = "hardened"))]
+        if let (Some(class), Some(new_class)) = (class_of(layout), class_of(new_layout))
+            && current().serves(class, ptr.addr())
         {
-            crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
+            // SAFETY: the caller's block, and what is asked of it.
+            return if class == new_class { ptr } else { unsafe { self.move_to(ptr, layout, new_layout) } };
         }
-        if let Some(resized) = heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout)) {
-            return resized;
-        }
-        // SAFETY: the new block differs from the old one, which is given up; both are as long as their layouts.
-        unsafe {
-            let new = self.alloc(new_layout);
-            if !new.is_null() {
-                ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_size));
-                self.dealloc(ptr, layout);
-            }
-            new
-        }
+        // SAFETY: as above.
+        unsafe { self.realloc_slow(ptr, layout, new_layout) }
     }
 }
 
@@ -391,6 +382,43 @@ fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
 }
 
 impl PageAllocator {
+    /// [`realloc`](GlobalAlloc::realloc) of what no cache serves, or becomes what none does: in place if that can be.
+    ///
+    /// # Safety
+    /// That of `realloc`.
+    #[inline(never)]
+    unsafe fn realloc_slow(&self, ptr: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+        #[cfg(feature = "hardened")]
+        if let Some(heap) = heap()
+            && !profile::is_sampled_run(ptr.addr())
+            && !guarded::holds(ptr.addr())
+        {
+            crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
+        }
+        if let Some(resized) = heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout)) {
+            return resized;
+        }
+        // SAFETY: the caller's block, and what is asked of it.
+        unsafe { self.move_to(ptr, layout, new_layout) }
+    }
+
+    /// Moves what is in a block to a new one, if there is one, and frees the old one.
+    ///
+    /// # Safety
+    /// The block was allocated with `layout`. If null is returned, it still is; else it is gone.
+    #[inline]
+    unsafe fn move_to(&self, ptr: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+        // SAFETY: the new block differs from the old one, which is given up; both are as long as their layouts.
+        unsafe {
+            let new = self.alloc(new_layout);
+            if !new.is_null() {
+                ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_layout.size()));
+                self.dealloc(ptr, layout);
+            }
+            new
+        }
+    }
+
     /// A block or a run, whose bytes are zero if they are to be.
     #[cold]
     #[inline(never)]
@@ -404,13 +432,20 @@ impl PageAllocator {
         }
     }
 
+    /// Frees a block that `cache`, the calling thread's, does not take back. Here, what is to go home to the pages of another
+    /// shard: by itself, and with the cache handed over, so that it takes no frame on the stack, and saves no register.
     #[cold]
     #[inline(never)]
-    fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
-        let address = ptr.addr();
-        if class_of(layout).is_some_and(|class| current().push_remote(Some(class), address)) {
-            return;
+    fn dealloc_slow(&self, cache: &ThreadCache, ptr: *mut u8, layout: Layout) {
+        if !class_of(layout).is_some_and(|class| cache.push_remote(Some(class), ptr.addr())) {
+            self.dealloc_otherwise(ptr, layout);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn dealloc_otherwise(&self, ptr: *mut u8, layout: Layout) {
+        let address = ptr.addr();
         let Some(heap) = self.heap() else { return };
         if guarded::holds(address) {
             return guarded::free(address, Some(layout));
@@ -446,7 +481,7 @@ pub(crate) fn dealloc_tagged(heap: &'static Heap<BuildGeometry>, tag: Tag, addre
 pub(crate) fn dealloc_run(heap: &Heap<BuildGeometry>, address: usize, layout: Option<Layout>) {
     #[cfg(not(feature = "hardened"))]
     if thread_cache::keep_run(heap, address, layout) {
-        return decay::tick_freed(heap);
+        return decay::tick_cached();
     }
     heap.dealloc_run(address, layout);
     thread_cache::give_up_blocks(heap);

@@ -230,15 +230,19 @@ impl ThreadCache {
         self.local.pop(class)
     }
 
-    /// Takes the block at `address` back if the page table says that it is one of `class` and of this shard, and
-    /// there is room for it.
+    /// Takes the block at `address` back if it is one of `class` and of this shard, and there is room for it.
     #[inline(always)]
     pub(crate) fn push(&self, class: ClassIndex, address: usize) -> bool {
+        self.serves(class, address) && self.push_checked(class, address)
+    }
+
+    /// Whether the page table says that `address` is in a page of blocks of `class`, and of this shard.
+    #[inline(always)]
+    pub(crate) fn serves(&self, class: ClassIndex, address: usize) -> bool {
         debug_assert!(class.get() < CLASS_COUNT);
         // SAFETY: every class has an expected tag.
         let expected = unsafe { *self.expected.get_unchecked(class.get()) };
-        (self.tag_of(address) == Some(expected) || cfg!(pma_unchecked = "tag"))
-            && self.push_checked(class, address)
+        self.tag_of(address) == Some(expected) || cfg!(pma_unchecked = "tag")
     }
 
     /// Puts a block on the stack of its class, if there is room.
@@ -260,11 +264,17 @@ impl ThreadCache {
     /// [`push`](Self::push) for a block whose class only the page table knows.
     #[inline(always)]
     pub(crate) fn push_unsized(&self, address: usize) -> bool {
-        let Some(tag) = self.tag_of(address) else { return false };
-        // The class if the page is of this shard, else more than any class. The stack of class 0, which pages that
-        // are not Divided have in shard 0, is always full.
-        let class = tag.bits() ^ self.shard_bits;
-        class < CLASS_COUNT as u16 && self.push_checked(ClassIndex(class as u8), address)
+        // The stack of no class is always full.
+        self.class_at(address).is_some_and(|class| self.push_checked(class, address))
+    }
+
+    /// The class of the page that `address` lies in, if that is of this shard. It may be none: pages that are not Divided
+    /// have the tag of no class in shard 0.
+    #[inline(always)]
+    pub(crate) fn class_at(&self, address: usize) -> Option<ClassIndex> {
+        // More than any class if the page is not of this shard.
+        let class = self.tag_of(address)?.bits() ^ self.shard_bits;
+        (class < CLASS_COUNT as u16).then_some(ClassIndex(class as u8))
     }
 
     /// Puts a block of a page of another shard, and of `class` if one is given, on the stack of those that go home, if

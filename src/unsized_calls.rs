@@ -240,6 +240,17 @@ impl PageAllocator {
     /// # Safety
     /// `ptr` was allocated by this allocator, by a call that does not take a [`Layout`], and has not been freed since.
     pub unsafe fn realloc_unsized(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
+        // With `hardened` it is asked first whether the block is live.
+        #[cfg(not(feature = "hardened"))]
+        if let Some(new_class) = class_of(new_size)
+            && let Some(class) = current().class_at(ptr.addr()).filter(|&class| class != ClassIndex::NONE)
+        {
+            if class == new_class {
+                return ptr;
+            }
+            // SAFETY: the caller's block, which has so many bytes.
+            return unsafe { self.move_unsized(ptr, BuildGeometry.classes().block(class), new_size) };
+        }
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
         #[cfg(feature = "hardened")]
         if let Some(tag) = heap.tag_of(ptr.addr()) {
@@ -256,6 +267,23 @@ impl PageAllocator {
         if let Some(resized) = resized {
             return resized;
         }
+        // SAFETY: the caller's block, which has so many bytes.
+        unsafe { self.move_unsized(ptr, old_size, new_size) }
+    }
+}
+
+/// Bytes that the block at `address` has room for.
+fn usable_size(heap: &Heap<BuildGeometry>, address: usize) -> usize {
+    if guarded::is_guarded(heap, address) { guarded::usable_size(address) } else { heap.usable_size(address) }
+}
+
+impl PageAllocator {
+    /// Moves what is in a block of `old_size` bytes to a new one, and frees it. If there is none, the old one is returned if it is
+    /// long enough, and else null.
+    ///
+    /// # Safety
+    /// That of [`realloc_unsized`](Self::realloc_unsized).
+    unsafe fn move_unsized(&self, ptr: *mut u8, old_size: usize, new_size: usize) -> *mut u8 {
         let new = self.malloc(new_size);
         if new.is_null() {
             return if new_size <= old_size { ptr } else { new };
@@ -267,14 +295,7 @@ impl PageAllocator {
         }
         new
     }
-}
 
-/// Bytes that the block at `address` has room for.
-fn usable_size(heap: &Heap<BuildGeometry>, address: usize) -> usize {
-    if guarded::is_guarded(heap, address) { guarded::usable_size(address) } else { heap.usable_size(address) }
-}
-
-impl PageAllocator {
     #[cold]
     #[inline(never)]
     fn malloc_slow(&self, size: usize) -> *mut u8 {
@@ -289,9 +310,14 @@ impl PageAllocator {
     #[inline(never)]
     fn free_slow(&self, ptr: *mut u8) {
         // SAFETY: the caller's block.
-        if ptr.is_null() || unsafe { self.free_cached_for_others(ptr) } {
-            return;
+        if !ptr.is_null() && !unsafe { self.free_cached_for_others(ptr) } {
+            self.free_otherwise(ptr);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_otherwise(&self, ptr: *mut u8) {
         let Some(heap) = self.heap() else { return };
         let address = ptr.addr();
         match heap.tag_of(address) {

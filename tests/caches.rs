@@ -36,18 +36,54 @@ fn a_purge_empties_the_callers_cache_but_for_little() {
     });
 }
 
+/// Frees more blocks of every size than a cache holds. Returns what all caches hold then.
+#[cfg(not(feature = "hardened"))]
+fn fill_the_cache() -> usize {
+    for &size in built::BLOCK_SIZES[1..].iter() {
+        let count = (256 << 10) / size as usize;
+        drop((0..count).map(|_| Vec::<u8>::with_capacity(size as usize)).collect::<Vec<_>>());
+    }
+    HEAP.summary().cached_bytes
+}
+
 // A hardened cache hands out what waits in it at random, and keeps other amounts.
 #[cfg(not(feature = "hardened"))]
 #[test]
 fn a_cache_uses_the_memory_it_may_have_and_no_more() {
     alone(|| {
-        for &size in built::BLOCK_SIZES[1..].iter() {
-            let count = (256 << 10) / size as usize;
-            drop((0..count).map(|_| Vec::<u8>::with_capacity(size as usize)).collect::<Vec<_>>());
-        }
-        let cached = HEAP.summary().cached_bytes;
+        let cached = fill_the_cache();
         println!("{cached} bytes cached");
         assert!((1 << 20..3 << 20).contains(&cached), "{cached} bytes cached");
+    });
+}
+
+#[cfg(not(feature = "hardened"))]
+#[test]
+fn caches_share_what_they_may_have_with_those_that_there_are() {
+    const THREADS: usize = 128;
+    alone(|| {
+        // In a thread of its own each time, whose cache is new, and gone afterwards.
+        let filled = || thread::scope(|scope| scope.spawn(fill_the_cache).join().unwrap());
+        let before = filled();
+        let (begin, end) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
+        let beside_others = thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    drop(Box::new(1));
+                    begin.wait();
+                    end.wait();
+                });
+            }
+            begin.wait();
+            let others = HEAP.summary().cached_bytes;
+            let filled = filled() - others;
+            end.wait();
+            filled
+        });
+        let after = filled();
+        println!("{before} bytes cached, {beside_others} beside {THREADS} threads, {after} after they ended");
+        assert!(beside_others < before * 2 / 3, "{beside_others} of {before} bytes cached");
+        assert!(after > before * 9 / 10, "{after} of {before} bytes cached");
     });
 }
 

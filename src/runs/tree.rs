@@ -36,17 +36,23 @@ impl Summary {
 
     /// The summary of neighbouring ranges of `len` pages each.
     fn of_children(children: &[Summary], len: usize) -> Summary {
-        let mut whole = Summary { prefix: children[0].prefix, ..Summary::default() };
-        for (at, child) in children.iter().enumerate() {
-            if whole.prefix as usize == at * len {
-                whole.prefix = (at * len) as u32 + child.prefix;
-            }
-            whole.longest = whole.longest.max(child.longest).max(whole.suffix + child.prefix);
-            whole.suffix =
-                if child.suffix as usize == len { whole.suffix + child.suffix } else { child.suffix };
+        let all_free = |child: &Summary| child.longest as usize == len;
+        let full = children.iter().take_while(|child| all_free(child)).count();
+        let prefix = (full * len) as u32 + children.get(full).map_or(0, |child| child.prefix);
+        let (mut longest, mut suffix) = (0, 0);
+        for child in children {
+            longest = child.longest.max(suffix + child.prefix).max(longest);
+            suffix = if all_free(child) { suffix + child.suffix } else { child.suffix };
         }
-        whole
+        Summary { prefix, longest, suffix }
     }
+}
+
+/// Puts `summary` in place of another. Whether they differ.
+fn set(held: &mut Summary, summary: Summary) -> bool {
+    let changed = *held != summary;
+    *held = summary;
+    changed
 }
 
 /// Length of the longest run of ones in `word`, which has a zero.
@@ -127,21 +133,20 @@ impl<'s> Tree<'s> {
 
     /// Brings the tree up to date after words from `first` to `last` have changed.
     pub(super) fn update(&mut self, first: usize, last: usize, word_at: impl Fn(usize) -> u64) {
+        let mut changed = false;
         for word in first..=last {
-            self.summaries[word] = Summary::of_word(word_at(word));
+            changed |= set(&mut self.summaries[word], Summary::of_word(word_at(word)));
         }
         let (mut first, mut last) = (first, last);
         for level in 1..self.height {
-            (first, last) = (first / FANOUT, last / FANOUT);
-            let mut changed = false;
-            for node in first..=last {
-                let summary = self.summarize(level, node);
-                let held = &mut self.summaries[self.levels[level] + node];
-                changed |= *held != summary;
-                *held = summary;
-            }
             if !changed {
                 break;
+            }
+            (first, last) = (first / FANOUT, last / FANOUT);
+            changed = false;
+            for node in first..=last {
+                let summary = self.summarize(level, node);
+                changed |= set(&mut self.summaries[self.levels[level] + node], summary);
             }
         }
     }

@@ -38,6 +38,8 @@ pub(super) struct Registry {
     of_shard: [u32; SHARDS],
     /// Shards that threads are spread over; 0 before there is a second one.
     in_use: usize,
+    /// Caches, of components, too.
+    caches: usize,
     /// The next caches for those who [walk](Self::next_on_walk) over all of them.
     walks: [*const ThreadCache; WALKS],
 }
@@ -48,20 +50,23 @@ unsafe impl Send for Registry {}
 /// Calls for all blocks of all caches so far: each cache hears them on its next slow path.
 pub(super) static CALLS: AtomicU32 = AtomicU32::new(0);
 
-/// Caches in the registry.
-static CACHES: AtomicUsize = AtomicUsize::new(0);
+/// What [`share`] returns: it is wanted more often than it changes.
+static SHARE: AtomicUsize = AtomicUsize::new(ALL_CACHES_BYTES);
 
-pub(super) static REGISTRY: Lock<Registry> =
-    Lock::new(Registry { first: ptr::null(), of_shard: [0; SHARDS], in_use: 0, walks: [ptr::null(); WALKS] });
+pub(super) static REGISTRY: Lock<Registry> = Lock::new(Registry {
+    first: ptr::null(),
+    of_shard: [0; SHARDS],
+    in_use: 0,
+    caches: 0,
+    walks: [ptr::null(); WALKS],
+});
 
 /// Whoever has it may close the gate of a cache, with the registry locked, and takes blocks from that cache.
 pub(super) static TAKER: Lock<()> = Lock::new(());
 
-/// Bytes of blocks that a cache may have slots for, where there are so many.
+/// Bytes of blocks that a cache may have slots for, where there are as many caches as there are now.
 pub(super) fn share() -> usize {
-    let caches = CACHES.load(Relaxed).max(1);
-    let of_many = (MANY_CACHES_BYTES / caches).clamp(LEAST_CACHE_BYTES, USEFUL_CACHE_BYTES);
-    of_many.max(ALL_CACHES_BYTES / caches)
+    SHARE.load(Relaxed)
 }
 
 impl Registry {
@@ -107,7 +112,7 @@ impl Registry {
             first.previous.set(cache);
         }
         self.first = cache;
-        CACHES.fetch_add(1, Relaxed);
+        self.set_count(self.caches + 1);
     }
 
     /// Takes a cache out, and its thread off the shard.
@@ -131,7 +136,14 @@ impl Registry {
         for next in self.walks.iter_mut().filter(|next| ptr::eq(**next, cache)) {
             *next = cache.next.get();
         }
-        CACHES.fetch_sub(1, Relaxed);
+        self.set_count(self.caches - 1);
+    }
+
+    fn set_count(&mut self, caches: usize) {
+        self.caches = caches;
+        let caches = caches.max(1);
+        let of_many = (MANY_CACHES_BYTES / caches).clamp(LEAST_CACHE_BYTES, USEFUL_CACHE_BYTES);
+        SHARE.store(of_many.max(ALL_CACHES_BYTES / caches), Relaxed);
     }
 
     /// Has the walks of a kind begin anew. Several at a time are one: what any of them has come by, each has.
@@ -193,7 +205,7 @@ pub(crate) unsafe fn forget_other_threads() {
     registry.first = ptr::null();
     registry.walks = [ptr::null(); WALKS];
     registry.of_shard = [0; SHARDS];
-    CACHES.store(0, Relaxed);
+    registry.set_count(0);
     let current = current();
     if current.is_sentinel() {
         return;

@@ -13,11 +13,11 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Runs that are kept at a time.
-const MOST: usize = 8;
+const MOST: usize = 32;
 /// Longer ones are not kept.
 const LONGEST: PageCount = PageCount(8);
 /// The most bytes that all of them have together. It is half of what stacks may have, where that is less.
-const MOST_BYTES: usize = 512 << 10;
+const MOST_BYTES: usize = 2 << 20;
 
 /// The runs, what was kept first in front.
 pub(super) struct KeptRuns {
@@ -135,7 +135,8 @@ pub(crate) fn make_way(heap: &Heap<BuildGeometry>) {
 pub(crate) fn take_run(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> Option<*mut u8> {
     let cache = keeper()?;
     let count = heap.pages_for(layout)?;
-    let fits = |head| heap.table().address_of(head).is_multiple_of(layout.align());
+    // A power of two, which the compiler does not know.
+    let fits = |head| heap.table().address_of(head) & (layout.align() - 1) == 0;
     let head = cache.alone(|| cache.kept.take(count, fits))?;
     Some(heap.uncache_run(head, count, layout, zeroed))
 }
