@@ -210,8 +210,11 @@ impl<G: Geometry> Heap<G> {
         let keeps_last_page = self.is_process_heap && self.component_of(tag) == ComponentIndex::NONE;
         let (mut at, mut others) = (0, blocks.len());
         while at < others {
-            let Some(page) = self.table.page_of(blocks[at]).filter(|&page| self.table.tag(page) == tag)
-            else {
+            if written {
+                at += self.table.put_apart(&mut bin, tag, &blocks[at..others]);
+            }
+            let Some(&next) = blocks[..others].get(at) else { break };
+            let Some(page) = self.table.page_of(next).filter(|&page| self.table.tag(page) == tag) else {
                 others -= 1;
                 blocks.swap(at, others);
                 continue;

@@ -68,6 +68,14 @@ fn at_distance(blocks: &[usize], distance: usize) -> usize {
 /// Sets `count` bits from bit `first` on, if none of them is set.
 #[inline]
 fn free_all(bitmap: &mut [u64], first: usize, count: usize) -> bool {
+    // Most lie in one word.
+    let (word, bit) = (first / u64::BITS as usize, first % u64::BITS as usize);
+    if bit + count <= u64::BITS as usize {
+        let mask = mask(bit, count);
+        let are_used = bitmap[word] & mask == 0;
+        bitmap[word] |= if are_used { mask } else { 0 };
+        return are_used;
+    }
     let words = |bitmap: &mut [u64], each: fn(&mut u64, u64) -> bool| {
         let (mut at, end) = (first, first + count);
         while at < end {
@@ -113,6 +121,49 @@ pub struct DividedPage<'a, G> {
     pub(super) tag: Tag,
     pub(super) bin: &'a mut Bin,
     pub(super) header: &'a mut Header,
+}
+
+impl<G: Geometry> PageTable<G> {
+    /// Takes back the first of `blocks`, as long as each lies apart from the next, in a page of `tag`, whose bin that is, and
+    /// nothing else is to be done: it is live, others of its page are, and that stays in its list. Returns how many; with the
+    /// one that follows somebody else is to [deal](DividedPage::put).
+    ///
+    /// By itself, as the loop has all that it needs in registers.
+    #[inline(never)]
+    pub fn put_apart(&self, _: &mut Bin, tag: Tag, blocks: &[usize]) -> usize {
+        let (classes, class, capacity) = (self.geometry.classes(), tag.class(), self.capacity_of(tag));
+        let block = classes.block(class);
+        let mut put = 0;
+        while let Some(&address) = blocks.get(put) {
+            let distance = blocks.get(put + 1).map_or(0, |next| next.wrapping_sub(address));
+            let Some(page) = self.page_of(address) else { break };
+            if distance == block || distance == block.wrapping_neg() || self.tag(page) != tag {
+                break;
+            }
+            // SAFETY: the page is Divided, so its header belongs to the holder of its bin.
+            let header = unsafe { &mut *self.header(page) };
+            let offset = address - self.address_of(page);
+            let (number, watermark) = (classes.divide(offset, class), header.watermark as usize);
+            if number >= watermark || number * block != offset || header.live <= 1 || !header.busy {
+                break;
+            }
+            let live = header.live as usize - 1;
+            if Bin::list_of(capacity - live, capacity) != header.list {
+                break;
+            }
+            // SAFETY: so does its bitmap.
+            let bitmap = unsafe { self.bitmap_of(page, capacity, watermark).as_mut() };
+            let (word, bit) = (number / u64::BITS as usize, mask(number % u64::BITS as usize, 1));
+            if bitmap[word] & bit != 0 {
+                break;
+            }
+            bitmap[word] |= bit;
+            header.first_word = header.first_word.min(word as u32);
+            header.live = live as u32;
+            put += 1;
+        }
+        put
+    }
 }
 
 impl<G: Geometry> DividedPage<'_, G> {
@@ -243,12 +294,12 @@ impl<G: Geometry> DividedPage<'_, G> {
                 Neighbours::Above(count) => (number, count.min((end - offset) / block)),
                 Neighbours::Below(count) => (number + 1 - count.min(number + 1), count.min(number + 1)),
             };
-            if free_all(bitmap, lowest, count) {
+            if count > 1 && free_all(bitmap, lowest, count) {
                 first_word = first_word.min(lowest / u64::BITS as usize);
                 put += count;
                 continue;
             }
-            // One of them is free: each by itself, up to that.
+            // By itself, as it lies apart, or because one of them is free.
             let (word, bit) = (number / u64::BITS as usize, mask(number % u64::BITS as usize, 1));
             if bitmap[word] & bit != 0 && cfg!(not(pma_unchecked = "put")) {
                 misuse = Some(Misuse::AlreadyFree);

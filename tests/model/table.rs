@@ -8,6 +8,7 @@ use page_memory_allocator::units::{ClassIndex, PageCount, PageIndex, ShardIndex}
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use std::alloc::Layout;
 use std::cell::RefCell;
 use std::mem;
 use std::ptr::NonNull;
@@ -53,6 +54,7 @@ enum TableStep {
     Take { page: Index, blocks: usize },
     Put { page: Index, block: Index, written: bool },
     PutAll { page: Index },
+    PutApart { page: Index, first: Index, step: usize, wrong: Option<usize> },
     Purge { page: Index, every: usize },
     PutWrongly { page: Index, block: Index, off: usize },
     Claim { pages: u32 },
@@ -69,6 +71,8 @@ fn table_step() -> impl Strategy<Value = TableStep> {
         12 => (index(), index(), any::<bool>())
             .prop_map(|(page, block, written)| TableStep::Put { page, block, written }),
         5 => index().prop_map(|page| TableStep::PutAll { page }),
+        6 => (index(), index(), 1..7usize, prop_oneof![2 => Just(None), 1 => (0..9usize).prop_map(Some)])
+            .prop_map(|(page, first, step, wrong)| TableStep::PutApart { page, first, step, wrong }),
         6 => (index(), 1..4usize).prop_map(|(page, every)| TableStep::Purge { page, every }),
         2 => (index(), index(), prop_oneof![Just(0), 1..8usize])
             .prop_map(|(page, block, off)| TableStep::PutWrongly { page, block, off }),
@@ -167,6 +171,11 @@ impl<G: Geometry> TableModel<G> {
             TableStep::PutAll { page } => {
                 let Some(page) = self.some_divided(page) else { return };
                 self.put_all(page);
+            }
+            TableStep::PutApart { page, first, step, wrong } => {
+                let Some(page) = self.some_divided(page) else { return };
+                let Page::Divided { tag, .. } = self.pages[page.get()] else { unreachable!() };
+                self.put_apart(tag, first, step, wrong);
             }
             TableStep::Purge { page, every } => self.purge(page, every),
             TableStep::PutWrongly { page, block, off } => {
@@ -321,6 +330,44 @@ impl<G: Geometry> TableModel<G> {
         memory.busy = true;
     }
 
+    /// Puts some of the blocks in the pages of a tag, by the way that is for those that lie apart; with a `wrong` one among them,
+    /// free or no block at all, that is where it ends. It may end before: then the rest stays.
+    fn put_apart(&mut self, tag: Tag, first: Index, step: usize, wrong: Option<usize>) {
+        const MOST: usize = 8;
+        let size = self.table.geometry().classes().block(tag.class());
+        let mut blocks: Vec<(usize, usize)> = Vec::new();
+        let mut not_live = None;
+        for (page, what) in self.pages.iter().enumerate() {
+            if let Page::Divided { tag: of, live, .. } = what
+                && *of == tag
+            {
+                blocks.extend((0..live.len()).filter(|&block| live[block]).map(|block| (page, block)));
+                let used = live.iter().rposition(|&live| live).unwrap_or(0);
+                not_live = not_live.or((0..used).find(|&block| !live[block]).map(|block| (page, block)));
+            }
+        }
+        if blocks.is_empty() {
+            return;
+        }
+        let first = first.index(blocks.len());
+        blocks.rotate_left(first);
+        let blocks: Vec<_> = blocks.into_iter().step_by(step).take(MOST).collect();
+        let address =
+            |(page, block): (usize, usize)| self.table.address_of(PageIndex(page as u32)) + block * size;
+        let mut addresses: Vec<_> = blocks.iter().map(|&block| address(block)).collect();
+        let wrong = wrong.map(|at| at.min(blocks.len()));
+        if let Some(at) = wrong {
+            addresses.insert(at, not_live.map_or(address(blocks[0]) + 1, address));
+        }
+        let put = self.table.put_apart(Self::bin(&mut self.bins, tag), tag, &addresses);
+        assert!(put <= wrong.unwrap_or(blocks.len()));
+        for &(page, block) in &blocks[..put] {
+            let Page::Divided { live, memory, .. } = &mut self.pages[page] else { unreachable!() };
+            live[block] = false;
+            memory.busy = true;
+        }
+    }
+
     /// Puts all blocks of a page, the uneven ones first, and releases it.
     fn put_all(&mut self, page: PageIndex) {
         let Page::Divided { live, .. } = &self.pages[page.get()] else { unreachable!() };
@@ -473,6 +520,58 @@ fn blocks_are_put_up_to_the_first_that_is_free() {
     divided.settle();
     // SAFETY: the table is this thread's alone.
     unsafe { model.table.check(&model.runs) }.unwrap();
+}
+
+#[test]
+fn blocks_that_lie_apart_are_put_until_one_has_a_neighbour_or_its_page_another_list() {
+    let mut model = TableModel::new(BuildGeometry);
+    model.runs.grow(PageCount(4));
+    let tag = Tag::new(ShardIndex(0), BuildGeometry.class_of(Layout::new::<[u8; 64]>()));
+    let capacity = BuildGeometry.capacity(tag.class());
+    let (mut bin, mut bin_of_others) = (Bin::new(), Bin::new());
+    let mut blocks = vec![0; 2 * capacity];
+    for page in 0..2 {
+        model.table.claim_divided(&mut model.runs, &mut bin, tag, PageIndex(page as u32));
+        let mut divided = model.table.divided(&mut bin, PageIndex(page as u32));
+        assert_eq!(divided.take(&mut blocks[page * capacity..][..capacity], |_, _| ()), capacity);
+        divided.settle();
+    }
+    let put = |bin: &mut Bin, blocks: &[usize]| model.table.put_apart(bin, tag, blocks);
+    assert_eq!(put(&mut bin, &[blocks[0]]), 0, "the page is full, and then in a list");
+    for page in 0..2 {
+        let mut divided = model.table.divided(&mut bin, PageIndex(page as u32));
+        assert_eq!(divided.put(&[blocks[page * capacity]]), Ok(1));
+        divided.settle();
+    }
+    // From one page to the other and back.
+    let apart = [10, capacity + 10, 20, 30, capacity + 20].map(|at| blocks[at]);
+    assert_eq!(put(&mut bin, &apart), 5);
+    assert_eq!(put(&mut bin, &apart[..1]), 0, "it is free");
+    assert_eq!(put(&mut bin, &[blocks[40], blocks[50] + 8, blocks[60]]), 1);
+    assert_eq!(put(&mut bin, &[blocks[70], blocks[81], blocks[80]]), 1, "two side by side");
+    assert_eq!(put(&mut bin, &[blocks[90], 8]), 1, "in no page of the table");
+    let others = Tag::new(ShardIndex(1), tag.class());
+    for (page, tag, bin) in [(2, tag, &mut bin), (3, others, &mut bin_of_others)] {
+        model.table.claim_divided(&mut model.runs, bin, tag, PageIndex(page));
+        let mut divided = model.table.divided(bin, PageIndex(page));
+        assert_eq!(divided.take(&mut [0; 3], |_, _| ()), 3);
+        divided.settle();
+    }
+    let of_page = |page: u32, block: usize| model.table.address_of(PageIndex(page)) + block * 64;
+    let put = |bin: &mut Bin, blocks: &[usize]| model.table.put_apart(bin, tag, blocks);
+    assert_eq!(put(&mut bin, &[of_page(2, 1), of_page(2, 3)]), 1, "never handed out");
+    assert_eq!(put(&mut bin, &[of_page(3, 1)]), 0, "of another shard");
+    assert_eq!(put(&mut bin, &[of_page(2, 0)]), 1);
+    assert_eq!(put(&mut bin, &[of_page(2, 2)]), 0, "the last one of its page");
+    let many: Vec<_> = blocks[100..capacity].iter().step_by(2).copied().collect();
+    // Seven were put before.
+    assert_eq!(put(&mut bin, &many), capacity / 8 - 7 - 1, "then an eighth of the page is free");
+    model.table.divided(&mut bin, PageIndex(1)).was_idle();
+    assert_eq!(put(&mut bin, &[blocks[capacity + 30]]), 0, "of a page that is to be watched from now on");
+    for page in 0..2 {
+        let live = model.table.divided(&mut bin, PageIndex(page)).live();
+        assert_eq!(live, capacity - if page == 0 { capacity / 8 - 1 } else { 3 });
+    }
 }
 
 proptest! {
