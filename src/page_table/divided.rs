@@ -47,12 +47,20 @@ fn neighbours(blocks: &[usize], block: usize) -> Neighbours {
     }
 }
 
-/// How many of the first blocks lie at this distance, each from the one before it.
+/// How many of the first blocks lie at this distance, each from the one before it. The first two do.
 #[inline]
 fn at_distance(blocks: &[usize], distance: usize) -> usize {
-    // So many to a turn, as most batches are either long or none.
+    // Most batches are either short or long: few by themselves, and then so many to a turn.
+    const FEW: usize = 4;
     const AT_ONCE: usize = 8;
-    let mut count = 1;
+    let follows = |count: usize| blocks[count].wrapping_sub(blocks[count - 1]) == distance;
+    let mut count = 2;
+    while count < blocks.len().min(FEW) {
+        if !follows(count) {
+            return count;
+        }
+        count += 1;
+    }
     while let Some(next) = blocks.get(count - 1..count + AT_ONCE) {
         let differ =
             (0..AT_ONCE).fold(0, |differ, at| differ | (next[at + 1].wrapping_sub(next[at]) ^ distance));
@@ -61,8 +69,10 @@ fn at_distance(blocks: &[usize], distance: usize) -> usize {
         }
         count += AT_ONCE;
     }
-    let rest = blocks[count - 1..].windows(2);
-    count + rest.take_while(|pair| pair[1].wrapping_sub(pair[0]) == distance).count()
+    while count < blocks.len() && follows(count) {
+        count += 1;
+    }
+    count
 }
 
 /// Sets `count` bits from bit `first` on, if none of them is set.
