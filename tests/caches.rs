@@ -14,9 +14,9 @@ use child::{in_child, text};
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
 
-/// Runs a part of a test in a process of its own, where nobody else uses the heap.
+/// Runs a part of a test in a process of its own, where nobody else uses the heap, and nothing goes by the clock.
 fn alone<F: FnOnce()>(body: F) {
-    let output = in_child(|_| (), body);
+    let output = in_child(|command| _ = command.env("PMA_PURGE_MS", "never"), body);
     assert!(output.status.success(), "{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
     print!("{}", text(&output.stdout));
 }

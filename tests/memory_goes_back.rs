@@ -427,8 +427,9 @@ fn blocks_that_a_thread_never_used_have_no_memory_when_it_has_ended() {
 #[test]
 fn a_cache_gives_up_what_it_did_not_use_for_a_while() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "20")]),
+        |command| set(command, &[("PMA_PURGE_MS", "400")]),
         || {
+            // Before the first period is over.
             free_shuffled(mixed_blocks(8 * MIB));
             assert!(HEAP.summary().cached_bytes > MIB / 2);
             let shrinks = becomes_true(|| {
