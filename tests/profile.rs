@@ -326,7 +326,7 @@ fn a_process_may_fork_while_other_threads_take_samples() {
 #[test]
 fn runs_that_shrink_and_grow_stand_for_as_many_as_when_they_were_sampled() {
     sampling("256K", || {
-        // Nearly all are sampled, of which one in eight would be by what is left.
+        // Nearly all are sampled, of which one in seven would be by what is left.
         let mut runs: Vec<Vec<u8>> = (0..300).map(|_| Vec::with_capacity(MIB)).collect();
         runs.iter_mut().for_each(|run| run.shrink_to(40_000));
         assert_near(HEAP.profile().live_bytes(), 300 * 40_000);

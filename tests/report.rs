@@ -76,7 +76,7 @@ fn the_report_at_exit_is_in_no_file_of_a_program_that_has_closed_all_descriptors
             // SAFETY: nobody uses a descriptor above that of the file; all of them are the file's afterwards.
             unsafe {
                 (file.as_raw_fd() + 1..1000).for_each(|descriptor| _ = libc::close(descriptor));
-                while libc::dup(file.as_raw_fd()) < 200 {}
+                (0..200).for_each(|_| _ = libc::dup(file.as_raw_fd()));
             }
             mem::forget(vec![1u8; 10 << 20]);
         },

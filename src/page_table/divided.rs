@@ -138,7 +138,7 @@ impl<G: Geometry> PageTable<G> {
     /// nothing else is to be done: it is live, others of its page are, and that stays in its list. Returns how many; with the
     /// one that follows somebody else is to [deal](DividedPage::put).
     ///
-    /// By itself, as the loop has all that it needs in registers.
+    /// By itself, as the loop has more of what it needs in registers than in a function that does all else, too.
     #[inline(never)]
     pub fn put_apart(&self, _: &mut Bin, tag: Tag, blocks: &[usize]) -> usize {
         let (classes, class, capacity) = (self.geometry.classes(), tag.class(), self.capacity_of(tag));
