@@ -64,7 +64,7 @@ use registry::CALLS;
 use runs::KeptRuns;
 #[cfg(not(feature = "hardened"))]
 pub(crate) use runs::{keep_run, make_way, take_run};
-use size::{ALIASING_SLOTS, USUAL_BYTES, USUAL_WORDS, most_words};
+use size::{ALIASING_SLOTS, USUAL_WORDS};
 use stacks::{Stacks, put_slots};
 use static_assertions::const_assert;
 
@@ -321,8 +321,7 @@ impl ThreadCache {
             heap.refuse_unmarked(slots[used - 1]);
         }
         self.give_up(heap);
-        self.was_empty[class.get()].set(true);
-        self.grow(&self.local, class, most_words(class, USUAL_BYTES, USUAL_WORDS));
+        self.grow(&self.local, class, self.bound_when_empty(class));
         let (slots, used) = self.local.slots(class);
         let tag = self.expected[class.get()];
         if slots.is_empty() {

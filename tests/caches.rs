@@ -59,6 +59,29 @@ fn a_cache_uses_the_memory_it_may_have_and_no_more() {
 
 #[cfg(not(feature = "hardened"))]
 #[test]
+fn more_waits_for_a_thread_that_allocates_and_frees_in_turn_than_for_one_that_only_allocates() {
+    const SIZE: usize = 512;
+    alone(|| {
+        let cached = || HEAP.summary().cached_bytes;
+        let (other, mut most) = (cached(), 0);
+        let block_seen = |_| {
+            let block = vec![1u8; SIZE];
+            most = most.max(cached());
+            block
+        };
+        drop((0..2_000).map(block_seen).collect::<Vec<_>>());
+        for _ in 0..4 {
+            drop((0..500).map(|_| vec![1u8; SIZE]).collect::<Vec<_>>());
+        }
+        let (allocating, in_turn) = (most - other, cached() - other);
+        println!("{allocating} bytes cached at most, then {in_turn}");
+        assert!(allocating <= 16 << 10, "{allocating} bytes wait for a thread that only allocates");
+        assert!(in_turn > 64 << 10, "{in_turn} bytes wait for one that allocates and frees in turn");
+    });
+}
+
+#[cfg(not(feature = "hardened"))]
+#[test]
 fn caches_share_what_they_may_have_with_those_that_there_are() {
     const THREADS: usize = 128;
     alone(|| {

@@ -13,12 +13,17 @@ use crate::units::{ClassIndex, ComponentIndex};
 use static_assertions::const_assert;
 
 /// A stack holds no more bytes of blocks than this, nor more slots than [`USUAL_WORDS`] leaves.
-pub(super) const USUAL_BYTES: usize = 64 << 10;
+const USUAL_BYTES: usize = 64 << 10;
 /// The same for a stack of blocks for other shards: a thread that only takes over and frees what others allocate fills
 /// them all, and has no use for what is in them.
 const REMOTE_BYTES: usize = 8 << 10;
-/// The same for a stack of small blocks that was empty since it last overflowed, and overflows again, with [`MOST_WORDS`]:
-/// its thread takes and frees more of them in turn than the stack holds.
+/// A stack that is found empty grows to no more than this, or [`REFILL_WORDS`] if these are more, so that a batch is half as
+/// much. Beyond it grows only what overflows, as its thread frees what it allocates: if others do, or nobody does for long,
+/// each block of a batch is used once, and those that wait for their turn are that much memory.
+const REFILL_BYTES: usize = 16 << 10;
+const REFILL_WORDS: usize = 64;
+/// [`USUAL_BYTES`] of a stack of small blocks that was empty since it last overflowed, and overflows again, with
+/// [`MOST_WORDS`]: its thread takes and frees more of them in turn than the stack holds.
 const MOST_BYTES: usize = 1 << 20;
 const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
@@ -39,16 +44,28 @@ pub(super) const ALIASING_SLOTS: usize = 16;
 const COMPONENT_WORDS: usize = 32;
 
 const_assert!(LEAST_WORDS <= FIRST_WORDS && FIRST_WORDS <= COMPONENT_WORDS && COMPONENT_WORDS <= USUAL_WORDS);
+const_assert!(REFILL_BYTES <= USUAL_BYTES && REFILL_WORDS <= USUAL_WORDS);
 const_assert!(USUAL_WORDS <= MOST_WORDS && MOST_WORDS < IDLE as usize);
 const_assert!(MOST_WORDS * size_of::<usize>() <= metadata::MOST);
 
 /// The most words a stack of `class` grows to, as it holds no more than so many bytes of blocks, nor more words.
-pub(super) fn most_words(class: ClassIndex, bytes: usize, words: usize) -> usize {
+fn most_words(class: ClassIndex, bytes: usize, words: usize) -> usize {
     let slots = bytes / SizeClasses::BUILD.block(class);
     (1 << (slots + 2).ilog2()).clamp(LEAST_WORDS, words)
 }
 
 impl ThreadCache {
+    /// The most words of the local stack of a class that is found empty: that it is is taken note of.
+    pub(super) fn bound_when_empty(&self, class: ClassIndex) -> usize {
+        self.was_empty[class.get()].set(true);
+        let usual = most_words(class, USUAL_BYTES, USUAL_WORDS);
+        // Where the next block is a random one of several, these stay behind, and there is no more to a batch than the rest.
+        if cfg!(feature = "hardened") {
+            return usual;
+        }
+        most_words(class, REFILL_BYTES, USUAL_WORDS).max(REFILL_WORDS).min(usual)
+    }
+
     /// The most words of the stack that a block of `tag` goes to, which overflows: that it does is taken note of. Blocks of
     /// components that wait to go home are held by them all the while, so they do not wait for many others.
     pub(super) fn bound_on_overflow(&self, tag: Tag) -> usize {
