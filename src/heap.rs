@@ -565,6 +565,11 @@ impl<G: Geometry> Heap<G> {
         [headers, indices, short_bitmaps, long_bitmaps, (self.bins.addr().get(), bins)]
     }
 
+    /// Whether the page table shares its OS pages with whatever lies beside it, as somebody gave the memory.
+    pub(crate) fn has_given_tables(&self) -> bool {
+        self.tables.given
+    }
+
     /// Address of the arena's first byte.
     pub fn start(&self) -> *mut u8 {
         self.arena.start().as_ptr()

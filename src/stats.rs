@@ -280,9 +280,10 @@ impl Stats {
         let mut residency = Residency::new();
         let mut counted = 0;
         for (start, bytes) in heap.tables_in_use() {
-            // Whole OS pages: what is between the parts, in a page with one of them, serves nothing else.
-            let from = (start - start % sys::page_size()).max(counted);
-            counted = (start + bytes).next_multiple_of(sys::page_size()).max(from);
+            // Whole OS pages: what is between the parts, in a page with one of them, serves nothing else; unless it was given.
+            let grain = if heap.has_given_tables() { 1 } else { sys::page_size() };
+            let from = (start - start % grain).max(counted);
+            counted = (start + bytes).next_multiple_of(grain).max(from);
             self.resident.table_bytes += residency.bytes(from, counted - from);
         }
         if caches == Caches::OfProcess {

@@ -158,6 +158,19 @@ fn given_memory_is_never_purged() {
     heap.check().unwrap();
 }
 
+#[cfg(feature = "os")]
+#[test]
+fn no_byte_of_given_memory_is_counted_twice() {
+    // Tables and pages share OS pages, and all of them are resident.
+    let options = HeapOptions::new().page_size(512).classes(SizeClasses::POWERS_OF_TWO);
+    let memory = memory(64 << 10);
+    let bytes = memory.len();
+    let heap = options.build_in(memory).unwrap();
+    let resident = heap.stats().resident;
+    assert!(resident.table_bytes > 0 && resident.free_page_bytes == heap.reserved_bytes());
+    assert!(resident.table_bytes + resident.free_page_bytes <= bytes, "{resident:?} of {bytes} bytes");
+}
+
 #[test]
 fn the_dump_is_that_of_any_heap() {
     let (pages, tables) = (memory(3 * PAGE), memory(8192));

@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
-use std::{env, thread};
+use std::{array, env, thread};
 
 #[path = "common/child.rs"]
 mod child;
@@ -71,6 +71,27 @@ fn a_run_that_is_kept_is_free_to_all_who_look_and_the_next_of_its_length() {
             free(run, RUN);
             HEAP.purge();
             assert_eq!(alloc(longer), run, "the place of the run is not free after all is given back");
+        },
+    );
+}
+
+#[test]
+fn a_thread_keeps_32_runs_and_two_megabytes_at_most() {
+    const RUNS: usize = 64;
+    let layout = Layout::new::<[u8; 2 * PAGE]>();
+    // Too long to be kept, or to lie where one is.
+    let longer = Layout::new::<[u8; 9 * PAGE]>();
+    alone(
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
+        || {
+            want(layout);
+            let runs: [_; RUNS] = array::from_fn(|_| alloc(layout));
+            let range = runs[0]..runs[0].wrapping_add(RUNS * layout.size());
+            assert_eq!(runs[RUNS - 1].wrapping_add(layout.size()), range.end, "they do not lie side by side");
+            runs.into_iter().for_each(|run| free(run, layout));
+            let within = (0..RUNS).filter(|_| range.contains(&alloc(longer))).count();
+            let kept = (2 << 20).min(32 * layout.size());
+            assert_eq!(within, (RUNS * layout.size() - kept) / longer.size());
         },
     );
 }
