@@ -76,9 +76,9 @@
 //! 1. The layout's size, rounded up to its alignment, looks its class up in a table.
 //! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was
 //!    freed, or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
-//! 3. If the stack is empty it grows, and is refilled to the half in one batch: under the lock of the bin, free bits
-//!    become addresses, a word of the bitmap at a time; from the fuller pages first, and within a page
-//!    lowest address first.
+//! 3. If the stack is empty it grows, to 16 KiB of blocks, or 62 of them if that is more, and is refilled to the half in one
+//!    batch: under the lock of the bin, free bits become addresses, a word of the bitmap at a time; from the fuller pages
+//!    first, and within a page lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
 //!    lowest free page becomes Divided; else the arena commits more memory; else it adopts any page with a free block,
 //!    or one is made of those that stayed Divided without one in use. In a heap that is large enough for huge pages,
@@ -95,8 +95,8 @@
 //! 2. One compare of the tag with the one that the thread's cache expects proves that the address is in a Divided page
 //!    of that class and of the thread's own shard. The address is pushed, and the block marked as freed.
 //! 3. A block of another shard, or of a component, waits in a stack of its own, and goes home in a batch.
-//! 4. A stack that is full grows; if it may not, its older half goes back: by shard, then page by page, a bit is set
-//!    for every block. A page without live blocks becomes Free.
+//! 4. A stack that is full grows, to 64 KiB or, of small blocks that come and go, 1 MiB; if it may not, its older half goes
+//!    back: by shard, then page by page, a bit is set for every block. A page without live blocks becomes Free.
 //! 5. Everything else is a Multi run or a misuse, which ends the process with one line that names it.
 //!
 //! # How memory goes back

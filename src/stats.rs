@@ -279,9 +279,9 @@ impl Stats {
         self.summary = self.summary.finish(heap);
         let mut residency = Residency::new();
         let mut counted = 0;
+        // Whole OS pages: what is between the parts, in a page with one of them, serves nothing else; unless it was given.
+        let grain = if heap.has_given_tables() { 1 } else { sys::page_size() };
         for (start, bytes) in heap.tables_in_use() {
-            // Whole OS pages: what is between the parts, in a page with one of them, serves nothing else; unless it was given.
-            let grain = if heap.has_given_tables() { 1 } else { sys::page_size() };
             let from = (start - start % grain).max(counted);
             counted = (start + bytes).next_multiple_of(grain).max(from);
             self.resident.table_bytes += residency.bytes(from, counted - from);

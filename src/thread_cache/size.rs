@@ -55,11 +55,11 @@ fn most_words(class: ClassIndex, bytes: usize, words: usize) -> usize {
 }
 
 impl ThreadCache {
-    /// The most words of the local stack of a class that is found empty: that it is is taken note of.
+    /// The most words that the local stack of a class grows to, as it is found empty, of which note is taken.
     pub(super) fn bound_when_empty(&self, class: ClassIndex) -> usize {
         self.was_empty[class.get()].set(true);
         let usual = most_words(class, USUAL_BYTES, USUAL_WORDS);
-        // Where the next block is a random one of several, these stay behind, and there is no more to a batch than the rest.
+        // There a stack counts as empty with up to 16 blocks left, to choose from: a small batch would bring few more.
         if cfg!(feature = "hardened") {
             return usual;
         }
