@@ -211,10 +211,10 @@ impl<G: Geometry> Heap<G> {
         let arena = Arena::reserve(bytes, align, huge_pages)?;
         let all_shards = shards + ledger.map_or(0, |_| MOST_COMPONENTS);
         let tables = TableMemory::reserve(Self::bytes_of_tables(geometry, pages, all_shards))?;
-        let [short, long] = PageTable::bitmaps_in_storage(geometry, pages, 0..bitmaps_for(0, pages));
+        let [tiny, short, long] = PageTable::bitmaps_in_storage(geometry, pages, 0..bitmaps_for(0, pages));
         let bins = bytes_of_table(geometry, pages)..tables.bytes;
         // In one piece they are one mapping, where these are short.
-        if !([0..short.end, long, bins].into_iter().all(|part| tables.commit(part))
+        if !([0..tiny.end, short, long, bins].into_iter().all(|part| part.is_empty() || tables.commit(part))
             || tables.commit(0..tables.bytes))
         {
             return None;
@@ -557,12 +557,13 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Where the page table for the committed pages is, and the bins: start and length in bytes, upward.
-    pub(crate) fn tables_in_use(&self) -> [(usize, usize); 5] {
+    pub(crate) fn tables_in_use(&self) -> [(usize, usize); 6] {
         let frontier = self.frontier();
-        let [headers, indices, short_bitmaps, long_bitmaps] = self.table.storage_in_use(frontier);
+        let [headers, indices, tiny_bitmaps, short_bitmaps, long_bitmaps] =
+            self.table.storage_in_use(frontier);
         let shards = self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS);
         let bins = shards * self.geometry().class_count() * size_of::<LockedBin>();
-        [headers, indices, short_bitmaps, long_bitmaps, (self.bins.addr().get(), bins)]
+        [headers, indices, tiny_bitmaps, short_bitmaps, long_bitmaps, (self.bins.addr().get(), bins)]
     }
 
     /// Whether the page table shares its OS pages with whatever lies beside it, as somebody gave the memory.

@@ -235,9 +235,8 @@ pub struct PageTable<G> {
     tags: NonNull<AtomicU16>,
     /// A bit for each page: see [`next_watched`](PageTable::next_watched).
     watched: NonNull<AtomicUsize>,
-    /// A bitmap of `words.short` words for every page, and one of `words.long` words.
-    short_bitmaps: NonNull<u64>,
-    long_bitmaps: NonNull<u64>,
+    /// For every page a bitmap of each kind.
+    bitmaps: [NonNull<u64>; KINDS],
 }
 
 // SAFETY: the pointers lead to storage that belongs to the table alone; what they lead to is reached only through
@@ -246,33 +245,36 @@ unsafe impl<G: Send> Send for PageTable<G> {}
 // SAFETY: as above.
 unsafe impl<G: Sync> Sync for PageTable<G> {}
 
-/// Most words of a short bitmap: enough for all blocks of 64 bytes in pages of 64 KiB.
-const SHORT: usize = 16;
+/// Kinds of bitmaps, which differ in length.
+pub(crate) const KINDS: usize = 3;
 
-/// The words of a page's bitmaps. A page of which few blocks were ever handed out has the short one, so that those of many
-/// pages lie in one OS page; a page of more has the long one, which the others never touch.
+/// Most words of a bitmap that is not of the last kind: enough for all blocks of 512 and of 64 bytes in pages of 64 KiB.
+const MOST_WORDS: [usize; KINDS - 1] = [2, 16];
+
+/// The words of a page's bitmaps, by kind. A page has the shortest that is enough for the blocks that were ever handed out,
+/// so that those of many pages lie in one OS page; the longer ones are not touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Words {
-    short: usize,
-    /// None where the short one is long enough for all.
-    long: usize,
-}
+struct Words([usize; KINDS]);
 
 impl Words {
     fn new<G: Geometry>(geometry: G) -> Words {
-        let most = (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize);
-        Words { short: most.min(SHORT), long: if most > SHORT { most } else { 0 } }
+        let all = (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize);
+        let [tiny, short] = MOST_WORDS;
+        // Where few are enough for all blocks, there is one kind.
+        Words(if all > short { [tiny, short, all] } else { [all, 0, 0] })
     }
 
-    /// Whether a short bitmap is enough for the blocks below `watermark`.
+    /// The kind that is enough for the blocks below `watermark`.
     #[inline]
-    fn is_short(self, watermark: usize) -> bool {
-        watermark <= self.short * u64::BITS as usize
+    fn kind(self, watermark: usize) -> usize {
+        let Words([tiny, short, _]) = self;
+        usize::from(watermark > tiny * u64::BITS as usize)
+            + usize::from(watermark > tiny.max(short) * u64::BITS as usize)
     }
 
-    /// Bytes of `count` pages' bitmaps, the short and the long ones.
-    fn bytes(self, count: usize) -> (usize, usize) {
-        (count * self.short * size_of::<u64>(), count * self.long * size_of::<u64>())
+    /// Bytes of `count` pages' bitmaps, by kind.
+    fn bytes(self, count: usize) -> [usize; KINDS] {
+        self.0.map(|words| count * words * size_of::<u64>())
     }
 }
 
@@ -280,8 +282,7 @@ impl Words {
 struct Sections {
     tags: usize,
     watched: usize,
-    short_bitmaps: usize,
-    long_bitmaps: usize,
+    bitmaps: [usize; KINDS],
     words: usize,
     summaries: usize,
     end: usize,
@@ -290,16 +291,17 @@ struct Sections {
 impl Sections {
     fn new(capacity: PageCount, bitmaps: Words) -> Sections {
         let (words, nodes) = Runs::words_and_summaries(capacity);
-        let (short, long) = bitmaps.bytes(capacity.get());
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
         let watched = tags + aligned(capacity.get() * size_of::<AtomicU16>());
         let first_word = watched + aligned(watched::bytes(capacity));
         let summaries = first_word + words * size_of::<Word>();
-        let short_bitmaps = summaries + aligned(nodes * size_of::<Summary>());
-        let long_bitmaps = short_bitmaps + short;
-        let end = long_bitmaps + long;
-        Sections { tags, watched, short_bitmaps, long_bitmaps, words: first_word, summaries, end }
+        let mut end = summaries + aligned(nodes * size_of::<Summary>());
+        let bitmaps = bitmaps.bytes(capacity.get()).map(|bytes| {
+            end += bytes;
+            end - bytes
+        });
+        Sections { tags, watched, bitmaps, words: first_word, summaries, end }
     }
 }
 
@@ -309,21 +311,17 @@ impl<G: Geometry> PageTable<G> {
         Sections::new(capacity, Words::new(geometry)).end
     }
 
-    /// Where in the storage the bitmaps of `pages` lie: in bytes, in two parts, that of short ones first. Behind it there are
-    /// none but bitmaps, which are the most of it, and that of a page is not touched before the page is Divided.
+    /// Where in the storage the bitmaps of `pages` lie: in bytes, by kind, upward. Behind the first there are none but
+    /// bitmaps, which are the most of it, and that of a page is not touched before the page is Divided.
     pub(crate) fn bitmaps_in_storage(
         geometry: G,
         capacity: PageCount,
         pages: Range<usize>,
-    ) -> [Range<usize>; 2] {
-        let bitmaps = Words::new(geometry);
-        let sections = Sections::new(capacity, bitmaps);
-        let ((short_start, long_start), (short_end, long_end)) =
-            (bitmaps.bytes(pages.start), bitmaps.bytes(pages.end));
-        [
-            sections.short_bitmaps + short_start..sections.short_bitmaps + short_end,
-            sections.long_bitmaps + long_start..sections.long_bitmaps + long_end,
-        ]
+    ) -> [Range<usize>; KINDS] {
+        let words = Words::new(geometry);
+        let first = Sections::new(capacity, words).bitmaps;
+        let (starts, ends) = (words.bytes(pages.start), words.bytes(pages.end));
+        core::array::from_fn(|kind| first[kind] + starts[kind]..first[kind] + ends[kind])
     }
 
     /// A table of `capacity` pages for the arena that begins at address `base`, and the index of its runs.
@@ -351,8 +349,7 @@ impl<G: Geometry> PageTable<G> {
                 headers: storage.cast(),
                 tags: storage.add(sections.tags).cast(),
                 watched: storage.add(sections.watched).cast(),
-                short_bitmaps: storage.add(sections.short_bitmaps).cast(),
-                long_bitmaps: storage.add(sections.long_bitmaps).cast(),
+                bitmaps: sections.bitmaps.map(|first| storage.add(first).cast()),
             };
             let runs = Runs::new(
                 capacity,
@@ -382,16 +379,15 @@ impl<G: Geometry> PageTable<G> {
     }
 
     /// Where the parts of the table are that serve the pages below `frontier`: start and length in bytes.
-    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 4] {
+    pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 2 + KINDS] {
         let sections = Sections::new(self.capacity, self.words);
         let start = self.headers.addr().get();
-        let (short, long) = self.words.bytes(frontier.get());
-        [
-            (start, frontier.get() * size_of::<Header>()),
-            (start + sections.tags, sections.short_bitmaps - sections.tags),
-            (self.short_bitmaps.addr().get(), short),
-            (self.long_bitmaps.addr().get(), long),
-        ]
+        let bytes = self.words.bytes(frontier.get());
+        core::array::from_fn(|part| match part {
+            0 => (start, frontier.get() * size_of::<Header>()),
+            1 => (start + sections.tags, sections.bitmaps[0] - sections.tags),
+            _ => (self.bitmaps[part - 2].addr().get(), bytes[part - 2]),
+        })
     }
 
     /// Calls `see` with start and length of the parts of the table that serve `pages` and hold nothing but zeros, in
@@ -404,8 +400,6 @@ impl<G: Geometry> PageTable<G> {
         grain: usize,
         mut see: impl FnMut(NonNull<u8>, usize),
     ) {
-        let (short, long) = self.words.bytes(1);
-        let words = u64::BITS as usize;
         let blocks = |page| {
             let tag = self.tag(page);
             if tag.is_divided() { self.capacity_of(tag) } else { 0 }
@@ -427,8 +421,11 @@ impl<G: Geometry> PageTable<G> {
             }
         };
         of_array(self.headers.cast(), size_of::<Header>(), &|page| runs.is_free(page));
-        of_array(self.short_bitmaps.cast(), short, &|page| blocks(page) == 0);
-        of_array(self.long_bitmaps.cast(), long, &|page| blocks(page) <= self.words.short * words);
+        let mut enough = 0;
+        for (bitmaps, words) in self.bitmaps.into_iter().zip(self.words.0) {
+            of_array(bitmaps.cast(), words * size_of::<u64>(), &|page| blocks(page) <= enough);
+            enough = words * u64::BITS as usize;
+        }
     }
 
     /// The tags, one a page, for lookups on a fast path.
@@ -540,29 +537,31 @@ impl<G: Geometry> PageTable<G> {
         }
     }
 
-    /// The bitmap of a Divided page of `capacity` blocks, of which those below `watermark` were ever handed out: the short
-    /// one if that is enough for these. No bit moves from one to the other: when the watermark rises, no block below it
-    /// is free.
+    /// The bitmap of a Divided page of `capacity` blocks, of which those below `watermark` were ever handed out. No bit moves
+    /// from one to a longer one: when the watermark rises, no block below it is free.
     #[inline]
     fn bitmap_of(&self, page: PageIndex, capacity: usize, watermark: usize) -> NonNull<[u64]> {
-        self.bitmap_at(page, capacity, self.words.is_short(watermark))
+        self.bitmap_at(page, capacity, self.words.kind(watermark))
     }
 
-    /// The other bitmap of that page, whose bits are all zero.
-    fn other_bitmap_of(&self, page: PageIndex, capacity: usize, watermark: usize) -> NonNull<[u64]> {
-        self.bitmap_at(page, capacity, !self.words.is_short(watermark))
+    /// The other bitmaps of that page, whose bits are all zero.
+    fn other_bitmaps_of(
+        &self,
+        page: PageIndex,
+        capacity: usize,
+        watermark: usize,
+    ) -> impl Iterator<Item = NonNull<[u64]>> {
+        let used = self.words.kind(watermark);
+        (0..KINDS).filter(move |&kind| kind != used).map(move |kind| self.bitmap_at(page, capacity, kind))
     }
 
     #[inline]
-    fn bitmap_at(&self, page: PageIndex, capacity: usize, short: bool) -> NonNull<[u64]> {
+    fn bitmap_at(&self, page: PageIndex, capacity: usize, kind: usize) -> NonNull<[u64]> {
         assert!(page.0 < self.capacity.0, "a page of another arena");
-        let (bitmaps, stride) = match short {
-            true => (self.short_bitmaps, self.words.short),
-            false => (self.long_bitmaps, self.words.long),
-        };
-        // SAFETY: the page is one of the arena's, which all have bitmaps of either kind, of that length.
-        let first = unsafe { bitmaps.add(page.get() * stride) };
-        NonNull::slice_from_raw_parts(first, capacity.div_ceil(u64::BITS as usize).min(stride))
+        let (bitmaps, words) = (self.bitmaps[kind], self.words.0[kind]);
+        // SAFETY: the page is one of the arena's, which all have bitmaps of each kind, of that length.
+        let first = unsafe { bitmaps.add(page.get() * words) };
+        NonNull::slice_from_raw_parts(first, capacity.div_ceil(u64::BITS as usize).min(words))
     }
 }
 
@@ -647,6 +646,32 @@ mod tests {
         assert_eq!(take_two_after(false, &mut runs), told(Contents::Zeros));
         assert_eq!(take_two_after(false, &mut runs), told(Contents::Unknown));
         assert_eq!(take_two_after(true, &mut runs), told(Contents::Zeros));
+    }
+
+    #[test]
+    fn a_page_has_the_shortest_bitmap_that_is_enough_for_the_blocks_handed_out() {
+        let geometry = CustomGeometry::new(65536, SizeClasses::POWERS_OF_TWO).unwrap();
+        let (_storage, table, mut runs) = table_of(geometry, PageCount(2));
+        runs.grow(PageCount(2));
+        let class = geometry.class_of(core::alloc::Layout::new::<[u8; 8]>());
+        let (mut bin, page) = (Bin::new(), PageIndex(1));
+        table.claim_divided(&mut runs, &mut bin, Tag::new(ShardIndex(0), class), page);
+        let mut divided = table.divided(&mut bin, page);
+        let mut handed_out = 0;
+        for (all, kind, words) in [(128, 0, 2), (129, 1, 16), (1024, 1, 16), (1025, 2, 128), (8192, 2, 128)] {
+            let mut blocks = vec![0; all - handed_out];
+            assert_eq!(divided.take(&mut blocks, |_, _| ()), all - handed_out);
+            divided.put(&blocks).unwrap();
+            for each in 0..KINDS {
+                // SAFETY: nothing else has a bitmap.
+                let bitmap = unsafe { table.bitmap_at(page, 8192, each).as_ref() };
+                let bits = bitmap.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+                assert_eq!(bits, if each == kind { all - handed_out } else { 0 }, "{each} of {all}");
+                assert!(each != kind || bitmap.len() == words);
+            }
+            assert_eq!(divided.take(&mut blocks, |_, _| ()), all - handed_out);
+            handed_out = all;
+        }
     }
 
     #[test]

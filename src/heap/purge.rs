@@ -213,3 +213,44 @@ impl<G: Geometry> Heap<G> {
         self.table.let_go_multi(&mut runs, page);
     }
 }
+
+#[cfg(all(test, feature = "os"))]
+mod tests {
+    use super::*;
+    use crate::size_class::{CustomGeometry, SizeClasses};
+    use core::alloc::Layout;
+    use core::ops::Range;
+    use std::vec::Vec;
+
+    #[test]
+    fn huge_pages_are_forgone_for_many_pages_that_go_back_in_parts_not_for_a_few() {
+        const PAGES: usize = 1100;
+        let layout = Layout::new::<[u8; 4096]>();
+        let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
+        let heap = Heap::with_geometry(geometry, PageCount(2048), 1, None, false, true).unwrap();
+        let blocks = PAGES * geometry.capacity(geometry.class_of(layout));
+        let blocks: Vec<*mut u8> = (0..blocks).map(|_| heap.alloc(layout)).collect();
+        assert!(blocks.iter().all(|block| !block.is_null()));
+        let page_of = |block: *mut u8| heap.table.page_of(block.addr()).unwrap().get();
+        // One block of each page stays.
+        let free_in = |pages: Range<usize>| {
+            let last = |block: *mut u8| block.addr() % heap.page_size() + layout.size() == heap.page_size();
+            let going = blocks.iter().filter(|&&block| pages.contains(&page_of(block)) && !last(block));
+            // SAFETY: the blocks are live until here, and each is in one of these ranges of pages.
+            going.for_each(|&block| unsafe { heap.dealloc(block, layout) });
+        };
+        // Where huge pages may be.
+        let first = (16 << 20) / heap.page_size();
+        let is_forgone = || !heap.arena.may_be_huge(first * heap.page_size());
+        assert!(!is_forgone());
+        free_in(first..first + 20);
+        let few = Most { looks: 20, ..Most::ALL };
+        let progress = heap.purge_parts(Unused::All, PageIndex(first as u32), few);
+        assert!(progress.bytes > 20 * heap.page_size() / PURGED_SHARE && progress.next.is_some());
+        assert!(!is_forgone());
+        free_in(0..first);
+        free_in(first + 20..PAGES);
+        assert!(heap.purge_parts(Unused::All, PageIndex(0), Most::ALL).next.is_none());
+        assert!(is_forgone());
+    }
+}

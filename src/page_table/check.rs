@@ -141,10 +141,11 @@ impl<G: Geometry> PageTable<G> {
         let capacity = self.capacity_of(tag);
         let watermark = header.watermark as usize;
         let bitmap = self.bitmap_of(page, capacity, watermark);
-        let other = self.other_bitmap_of(page, capacity, watermark);
+        let mut others = self.other_bitmaps_of(page, capacity, watermark);
         // SAFETY: `check` has exclusive use of all bitmaps.
-        let (words, others) = unsafe { (bitmap.as_ref(), other.as_ref()) };
-        if others.iter().any(|&word| word != 0) {
+        let (words, others_have_bits) =
+            unsafe { (bitmap.as_ref(), others.any(|other| other.as_ref().iter().any(|&word| word != 0))) };
+        if others_have_bits {
             return fail("a bitmap that is not in use has bits");
         }
         let free_bits: usize = words.iter().map(|word| word.count_ones() as usize).sum();
