@@ -551,7 +551,7 @@ fn go_through_gate() {
                 // SAFETY: loom verifies that nobody else is behind the gate.
                 let work = |_inside| gate.1.with_mut(|value| unsafe { *value += 1 });
                 let times = 1 + u32::from(gate.0.try_enter().map(work).is_some());
-                work(gate.0.enter());
+                work(gate.0.enter(|| false));
                 sys::come_to_rest();
                 times
             })

@@ -3,7 +3,7 @@
 use crate::sys;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 /// The least and the most that is committed at a time.
 const LEAST_STEP: usize = 1 << 20;
@@ -29,6 +29,8 @@ pub(crate) struct Arena {
     first_huge: AtomicUsize,
     /// Whether the memory is somebody else's, who gave all of it for use: then it is never the system's concern.
     given: bool,
+    /// Whether there may be a hole in the range, where somebody else may have memory by now.
+    has_hole: AtomicBool,
 }
 
 // SAFETY: the arena is a range of addresses that it owns; it hands out no references.
@@ -40,7 +42,8 @@ impl Arena {
     /// The `bytes` bytes from `start` on, given for as long as the arena lives.
     pub(crate) fn given(start: NonNull<u8>, bytes: usize) -> Arena {
         let none = || AtomicUsize::new(usize::MAX);
-        Arena { start, bytes, huge_from: none(), first_huge: none(), given: true }
+        let has_hole = AtomicBool::new(false);
+        Arena { start, bytes, huge_from: none(), first_huge: none(), given: true, has_hole }
     }
 
     /// Reserves exactly `bytes`, a multiple of the OS page, at a multiple of `align`. With `huge_pages`, the system may
@@ -62,6 +65,7 @@ impl Arena {
                 huge_from: AtomicUsize::new(if huge_pages { FIRST_HUGE } else { usize::MAX }),
                 first_huge: AtomicUsize::new(usize::MAX),
                 given: false,
+                has_hole: AtomicBool::new(false),
             })
         }
     }
@@ -163,6 +167,11 @@ impl Arena {
         }
     }
 
+    /// Notes that part of the range may be mapped no more: then it is given back no more as a whole.
+    pub(crate) fn note_hole(&self) {
+        self.has_hole.store(true, Relaxed);
+    }
+
     /// Whether the system may back what lies at an offset with a huge page, if it is not sparse.
     pub(crate) fn may_be_huge(&self, offset: usize) -> bool {
         offset >= self.huge_from()
@@ -182,7 +191,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        if !self.given {
+        if !self.given && !*self.has_hole.get_mut() {
             // SAFETY: the arena owns the range; its users have given it up with the arena.
             unsafe { sys::unmap(self.start, self.bytes) };
         }

@@ -53,11 +53,13 @@ pub(crate) fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry
             Ok::<_, ()>(heap)
         })
         .ok();
-    let _ = MAKER.compare_exchange(this_thread, 0, Ordering::Relaxed, Ordering::Relaxed);
-    let heap = heap?;
     // While a thread makes the key, a child forked by another would wait for it for ever. So it is made before forks
     // are provided for, as the heap is.
-    thread_cache::exit_key();
+    if heap.is_some() {
+        thread_cache::exit_key();
+    }
+    let _ = MAKER.compare_exchange(this_thread, 0, Ordering::Relaxed, Ordering::Relaxed);
+    let heap = heap?;
     if fork::register() {
         let made = ptr::from_ref(heap).cast_mut();
         if HEAP.swap(made, Ordering::AcqRel).is_null() {

@@ -5,8 +5,8 @@
 //! in the order of `lib.rs`. Parent and child open them again. Heaps made by [`HeapOptions`](crate::HeapOptions) are
 //! their owners' concern.
 //!
-//! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost: at most what
-//! a cache has slots for, mostly far less. To flush them would not be safe. No lock keeps a
+//! The caches of the threads that the child lacks are forgotten there, and the blocks in them lost, and the runs that they keep: at
+//! most what a cache has slots for and 2 MiB, mostly far less. To flush them would not be safe. No lock keeps a
 //! thread from its own cache, and the other threads go on while the system copies the address space, one OS page after
 //! another: a block that was on its way from one thread to another may be in both of their caches, or in use and
 //! in a cache. What the locks guard is copied while it stands still.
@@ -99,6 +99,8 @@ extern "C" fn in_child() {
     // SAFETY: `prepare` was called by the thread that this one is the copy of. There is no other in this process.
     unsafe {
         thread_cache::forget_other_threads();
+        // The thread that has registered the handlers may be about to say so.
+        REGISTRAR.store(REGISTERED, Ordering::Relaxed);
         unlock();
         sys::reset_streams();
         LEDGER.after_fork();

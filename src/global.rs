@@ -40,7 +40,7 @@ use core::ptr;
 /// | `PMA_PURGE_MS` | milliseconds, or `never` | [`purge_after_ms`](Self::purge_after_ms) |
 /// | `PMA_BACKGROUND_PURGE` | `1` or `0` | [`background_purge`](Self::background_purge) |
 /// | `PMA_HUGE_PAGES` | `1` or `0` | [`huge_pages`](Self::huge_pages) |
-/// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024 | [`limit`](Self::limit) |
+/// | `PMA_LIMIT` | bytes, or so many `K`, `M`, `G` of 1024; a page at least | [`limit`](Self::limit) |
 /// | `PMA_GUARD_SAMPLE` | a number, 0 for off | [`guard_sample`](Self::guard_sample) |
 /// | `PMA_ZERO_ON_FREE` | `1` or `0` | `zero_on_free`, with the feature `hardened` |
 /// | `PMA_REPORT` | `exit` | when the process ends, what is still live is written to standard error, by class |
@@ -138,8 +138,8 @@ impl PageAllocator {
     /// A run of less than 1 MiB that has to move counts twice until it is copied, as does one that shrinks to 32 KiB or less,
     /// or a longer one whose memory the system refuses to move: at the limit, each may be refused.
     ///
-    /// A page is in use while it holds a live block, or one that waits in a thread's cache. Free pages do not count,
-    /// although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
+    /// A page is in use while it holds a live block, or one that waits in a thread's cache. Before anything is refused, what waits
+    /// in caches goes back, as by [`purge`](Self::purge). Free pages do not count, although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
     /// each size class is in use from the beginning, for the blocks that are sampled, unless all of these would be more than a
     /// sixteenth of the limit; those without a block are given up when others are wanted, or all is purged.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
@@ -233,7 +233,7 @@ impl PageAllocator {
     ///
     /// The caches of other threads are emptied, too, whether these are asleep or not. Two things stay: the cache of a thread
     /// that is inside the allocator at that moment, and one block of each size, which the thread may be about to take. What
-    /// stays in a cache leaves it when its thread next comes by a slow path, and the memory that becomes free thereby goes
+    /// stays in a cache leaves it when its thread next comes by a slow path of that cache, and the memory that becomes free thereby goes
     /// back in the usual time. Where the system has no `membarrier`, or does not let the process use it, that is so for all
     /// that other threads' caches hold.
     ///
@@ -395,11 +395,14 @@ impl PageAllocator {
         {
             crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
         }
-        if let Some(resized) = heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout)) {
+        let resized = || heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout));
+        if let Some(resized) = resized() {
             return resized;
         }
         // SAFETY: the caller's block, and what is asked of it.
-        unsafe { self.move_to(ptr, layout, new_layout) }
+        let moved = unsafe { self.move_to(ptr, layout, new_layout) };
+        // Before that was refused, what waited in caches went back: there may be room now where it is.
+        if moved.is_null() { resized().unwrap_or(moved) } else { moved }
     }
 
     /// Moves what is in a block to a new one, if there is one, and frees the old one.
@@ -548,8 +551,15 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
     {
         return block;
     }
+    let cuts = component::cuts();
     let block = alloc_unsampled(heap, layout, zeroed);
-    if block.is_null() && thread_cache::give_up_all_runs(heap) {
+    // Blocks that wait in caches keep their pages from everybody. Within the limit of its component, the thread has given back what
+    // counts there.
+    if block.is_null()
+        && heap.may_ever_serve(layout)
+        && component::cuts() == cuts
+        && thread_cache::give_up_all(heap)
+    {
         return alloc_unsampled(heap, layout, zeroed);
     }
     block

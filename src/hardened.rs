@@ -53,8 +53,7 @@ pub(crate) enum Cover {
 /// Makes the tables for a heap before it is published. False if the system refuses.
 pub(crate) fn prepare(heap: &Heap<BuildGeometry>, options: &Options) -> bool {
     let pages = heap.pages().get();
-    let map = |bytes: usize| sys::map_zeroed(bytes.next_multiple_of(sys::page_size()));
-    let (Some(held), Some(covered)) = (map(pages * BYTES_PER_PAGE), map(pages)) else { return false };
+    let Some([held, covered]) = sys::map_all_zeroed([pages * BYTES_PER_PAGE, pages]) else { return false };
     HELD.store(held.cast().as_ptr(), Relaxed);
     COVERED.store(covered.cast().as_ptr(), Relaxed);
     if options.zero_on_free {

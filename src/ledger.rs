@@ -73,6 +73,8 @@ pub(crate) struct Account {
     peak: AtomicUsize,
     limit: Limit,
     soft_limit: Limit,
+    /// Times that the limit granted less than was asked for.
+    cuts: AtomicUsize,
     /// Times that the limit made a batch smaller, or an allocation fail.
     refusals: AtomicUsize,
     /// [`WITHIN`] the soft limit; or the thread that exceeded it, and nobody has been told; or somebody was [`TOLD`].
@@ -90,6 +92,7 @@ impl Account {
             peak: AtomicUsize::new(0),
             limit: Limit::NONE,
             soft_limit: Limit::NONE,
+            cuts: AtomicUsize::new(0),
             refusals: AtomicUsize::new(0),
             state: AtomicUsize::new(WITHIN),
             teller: AtomicUsize::new(NOBODY),
@@ -105,7 +108,10 @@ impl Account {
         let charged = self.held.fetch_update(Relaxed, Relaxed, |held| Some(held + granted(held) * bytes));
         let (Ok(before) | Err(before)) = charged;
         if granted(before) < count {
-            self.refusals.fetch_add(1, Relaxed);
+            self.cuts.fetch_add(1, Relaxed);
+            if granted(before) > 0 {
+                self.count_refusal();
+            }
         }
         granted(before)
     }
@@ -160,6 +166,17 @@ impl Account {
         self.soft_limit.set(bytes);
     }
 
+    /// Times that the limit granted less than was asked for, whatever became of that.
+    pub(crate) fn cuts(&self) -> usize {
+        self.cuts.load(Relaxed)
+    }
+
+    /// Counts an allocation that is refused for the limit: by who has given up on it.
+    pub(crate) fn count_refusal(&self) {
+        self.refusals.fetch_add(1, Relaxed);
+    }
+
+    /// Batches that the limit made smaller, and allocations that were refused for it.
     pub(crate) fn refusals(&self) -> usize {
         self.refusals.load(Relaxed)
     }

@@ -128,8 +128,8 @@
 //! [`Heap::check`] takes the ledger, all bins and the runs; `fork.rs` takes all of the table, but for the waiting runs,
 //! which are locked only while the runs are. On its slow paths a thread goes through the gate of its cache before any of
 //! these; who has the taker's lock closes a gate only if nobody is behind it. Readers of the table hold one lock at a
-//! time and none while they write. A thread that waits for a lock of its own was interrupted by a signal handler that
-//! allocates: the process ends.
+//! time and none while they write. A thread that waits for a lock of its own, or for long while it has a later one, was interrupted
+//! by a signal handler that allocates: the process ends.
 //!
 //! # What is never done
 //!

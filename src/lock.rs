@@ -6,7 +6,9 @@
 //! the waiter outranks the holder. Sleeping always does.
 //!
 //! The lock knows which thread holds it. A thread that waits for itself was interrupted while it held the lock, by a
-//! signal handler that allocates: nobody can go on from there, so the process ends, with a line that says so.
+//! signal handler that allocates: nobody can go on from there, so the process ends, with a line that says so. Nor can anybody if
+//! it waits for another, who waits for what it held then: so who waits for long looks whether it has a lock that is taken after
+//! the one that it waits for.
 
 use crate::sync::{self, AtomicUsize, RelaxStrategy, UnsafeCell};
 use crate::sys;
@@ -21,6 +23,9 @@ const YIELDS: u32 = 16;
 /// The first sleep; each is twice the one before it, up to the last.
 const FIRST_SLEEP_NS: u64 = 10_000;
 const LAST_SLEEP_NS: u64 = 1_000_000;
+
+/// So many sleeps, most of them the longest, are a long wait: others are preempted for less.
+const LONG_WAIT: u32 = 100;
 
 /// What holds an open lock: no thread.
 const NOBODY: usize = 0;
@@ -56,16 +61,26 @@ impl<T> Lock<T> {
 
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
+        self.lock_before(|| false)
+    }
+
+    /// [`lock`](Self::lock), where `has_later` says whether the calling thread has a lock that is taken after this one.
+    #[inline]
+    pub(crate) fn lock_before(&self, has_later: impl Fn() -> bool) -> Guard<'_, T> {
         match self.try_lock() {
             Some(guard) => guard,
-            None => self.lock_slow(),
+            None => self.lock_slow(has_later),
         }
+    }
+
+    /// Whether the calling thread holds it.
+    pub(crate) fn is_own(&self) -> bool {
+        sys::TELLS_THREADS && self.holder.load(Relaxed) == sys::this_thread()
     }
 
     /// The lock, unless the calling thread holds it, which was interrupted then.
     pub(crate) fn lock_unless_own(&self) -> Option<Guard<'_, T>> {
-        let is_own = sys::TELLS_THREADS && self.holder.load(Relaxed) == sys::this_thread();
-        if is_own { None } else { Some(self.lock()) }
+        if self.is_own() { None } else { Some(self.lock()) }
     }
 
     /// The lock, if nobody holds it: for a second lock out of order.
@@ -95,17 +110,14 @@ impl<T> Lock<T> {
     }
 
     #[cold]
-    fn lock_slow(&self) -> Guard<'_, T> {
+    fn lock_slow(&self, has_later: impl Fn() -> bool) -> Guard<'_, T> {
         // Nobody else can have made this thread the holder.
-        if sys::TELLS_THREADS
-            && self.holder.load(Relaxed) == sys::this_thread()
-            && cfg!(not(pma_unchecked = "holder"))
-        {
+        if self.is_own() && cfg!(not(pma_unchecked = "holder")) {
             end_interrupted();
         }
         let mut wait = Wait::default();
         loop {
-            wait.relax();
+            wait.relax_before(&has_later);
             if self.holder.load(Relaxed) == NOBODY
                 && let Some(guard) = self.try_lock()
             {
@@ -173,6 +185,15 @@ impl Wait {
         } else {
             self.sleep_ns = (self.sleep_ns * 2).clamp(FIRST_SLEEP_NS, LAST_SLEEP_NS);
             sys::sleep(self.sleep_ns);
+        }
+    }
+
+    /// [`relax`](Self::relax). If the wait is long, and `has_later` says that the calling thread has what is only taken after
+    /// what it waits for, it was interrupted, and the process ends.
+    pub(crate) fn relax_before(&mut self, has_later: impl Fn() -> bool) {
+        self.relax();
+        if self.attempts == SPINS + YIELDS + LONG_WAIT && has_later() {
+            end_interrupted();
         }
     }
 }

@@ -6,6 +6,7 @@
 //! A variable outranks the type. What cannot be read is reported once, on standard error, and ignored.
 
 use crate::line::Line;
+use crate::size_class::built;
 use crate::sys;
 use core::ffi::CStr;
 use core::fmt::Write;
@@ -46,7 +47,12 @@ impl Options {
         set(&mut self.purge_after_ms, c"PMA_PURGE_MS", "it takes milliseconds, or never", parse_purge);
         set(&mut self.background_purge, c"PMA_BACKGROUND_PURGE", switch, parse_switch);
         set(&mut self.huge_pages, c"PMA_HUGE_PAGES", switch, parse_switch);
-        set(&mut self.limit, c"PMA_LIMIT", "it takes bytes, or so many K, M or G", parse_bytes);
+        set(
+            &mut self.limit,
+            c"PMA_LIMIT",
+            "it takes bytes, or so many K, M or G, of a page at least",
+            parse_limit,
+        );
         set(&mut self.guard_sample, c"PMA_GUARD_SAMPLE", "it takes a number", |value| value.parse().ok());
         let (switch, parse): (_, fn(&str) -> _) = if cfg!(feature = "hardened") {
             (switch, parse_switch)
@@ -106,6 +112,11 @@ pub(crate) fn parse_bytes(value: &str) -> Option<usize> {
     digits.parse::<usize>().ok()?.checked_mul(1 << shift)
 }
 
+/// With less than a page, not even the program's first allocation would be served.
+fn parse_limit(value: &str) -> Option<usize> {
+    parse_bytes(value).filter(|&bytes| bytes >= built::PAGE_SIZE)
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options::new()
@@ -127,6 +138,7 @@ mod tests {
         );
         assert_eq!((parse_bytes("4096"), parse_bytes("3M")), (Some(4096), Some(3 << 20)));
         assert_eq!((parse_bytes("5K"), parse_bytes("2G")), (Some(5 << 10), Some(2 << 30)));
+        assert_eq!((parse_limit("0"), parse_limit("512"), parse_limit("1M")), (None, None, Some(1 << 20)));
         assert_eq!((parse_bytes("M"), parse_bytes("99999999999G"), parse_bytes("1.5G")), (None, None, None));
     }
 }

@@ -240,7 +240,8 @@ pub struct PageTable<G> {
 }
 
 // SAFETY: the pointers lead to storage that belongs to the table alone; what they lead to is reached only through
-// `&mut Runs` or `&mut Bin`, tags and which pages are watched apart, which are atomic.
+// `&mut Runs` or `&mut Bin`, but for what is atomic, and the header of a run that its owner frees to a cache or takes from there,
+// as long as its state says that it is theirs.
 unsafe impl<G: Send> Send for PageTable<G> {}
 // SAFETY: as above.
 unsafe impl<G: Sync> Sync for PageTable<G> {}

@@ -222,8 +222,8 @@ fn write_live(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
     writeln!(
         out,
         "page_memory_allocator: live at exit: {} in {} and {}",
-        Bytes(stats.live_bytes()),
-        Count(stats.summary.live_blocks, "block"),
+        Bytes(stats.live_bytes() + stats.guarded.live_bytes),
+        Count(stats.summary.live_blocks + stats.guarded.live_blocks, "block"),
         Count(stats.runs.runs, "run"),
     )?;
     if stats.runs.runs > 0 {

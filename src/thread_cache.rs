@@ -36,12 +36,13 @@ mod stacks;
 pub(crate) use idle::{take_from_all, take_from_some};
 pub(crate) use lifetime::{current_or_made, exit_key, make_another, retire};
 pub(crate) use registry::{
-    call_for_blocks, component_totals, forget_other_threads, give_up_all_runs, kept_pages, lock_registry,
-    totals, unlock_registry,
+    call_for_blocks, component_totals, forget_other_threads, give_up_all, kept_pages, lock_registry, totals,
+    unlock_registry,
 };
 
 use crate::component::Family;
 use crate::decay;
+use crate::first_use;
 use crate::guarded;
 #[cfg(feature = "hardened")]
 use crate::hardened;
@@ -202,13 +203,18 @@ pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether the calling thread has a lock of the process heap.
+fn has_heap_lock() -> bool {
+    first_use::heap().is_some_and(Heap::has_lock)
+}
+
 impl ThreadCache {
     /// Does `work` on the calling thread's cache while nobody takes anything from it, and all bottoms are where the words of
     /// their stacks begin. Who interrupts it finds no cache.
     #[inline]
     fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
         apart(|| {
-            let _inside = self.gate.enter();
+            let _inside = self.gate.enter(has_heap_lock);
             if self.raised.replace(false) {
                 self.local.lower();
                 self.remote.lower();

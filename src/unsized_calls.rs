@@ -257,18 +257,20 @@ impl PageAllocator {
             crate::hardened::expect_live(heap, tag.class(), ptr.addr());
         }
         let old_size = usable_size(heap, ptr.addr());
-        let resized = match BuildGeometry.class_of(layout) {
+        let resized = || match BuildGeometry.class_of(layout) {
             _ if guarded::is_guarded(heap, ptr.addr()) => None,
             ClassIndex::NONE if old_size > LARGEST_CLASS => {
                 resize_run(heap, ptr.addr(), (None, old_size), layout)
             }
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
-        if let Some(resized) = resized {
+        if let Some(resized) = resized() {
             return resized;
         }
         // SAFETY: the caller's block, which has so many bytes.
-        unsafe { self.move_unsized(ptr, old_size, new_size) }
+        let moved = unsafe { self.move_unsized(ptr, old_size, new_size) };
+        // Before that was refused, what waited in caches went back: there may be room now where it is.
+        if moved.is_null() { resized().unwrap_or(moved) } else { moved }
     }
 }
 

@@ -127,6 +127,24 @@ fn pages_are_not_shared_with_components() {
 }
 
 #[test]
+fn what_is_refused_for_a_limit_is_counted_once_and_what_is_not_is_not() {
+    static COUNTED: Component = Component::new("counted").limit(MIB);
+    in_thread(|| {
+        let refusals = || COUNTED.stats().refusals;
+        let is_refused = |bytes| COUNTED.enter(|| Vec::<u8>::new().try_reserve_exact(bytes).is_err());
+        assert_eq!((is_refused(2 * MIB), refusals()), (true, 1));
+        let mut growing = COUNTED.enter(|| vec![1u8; MIB / 2]);
+        let is_refused_more = COUNTED.enter(|| growing.try_reserve_exact(2 * MIB).is_err());
+        assert_eq!((is_refused_more, refusals()), (true, 2));
+        drop(growing);
+        // It is served once what waits in the cache has gone back.
+        COUNTED.enter(|| drop((0..8).map(|_| Box::new([1u8; 30_000])).collect::<Vec<_>>()));
+        assert!(COUNTED.stats().held_bytes > 0);
+        assert_eq!((is_refused(MIB), refusals()), (false, 2));
+    });
+}
+
+#[test]
 fn a_limit_is_kept_to_the_last_block() {
     static LIMITED: Component = Component::new("limited").limit(MIB);
     in_thread(|| {

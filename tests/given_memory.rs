@@ -38,6 +38,28 @@ fn is_within(heap: &Heap, range: &Range<usize>) {
     assert_eq!(heap.reserved_bytes(), heap.committed_bytes());
 }
 
+#[test]
+fn of_what_is_free_an_aligned_run_gets_what_is_aligned() {
+    let heap = OPTIONS.build_in(memory(64 * PAGE)).unwrap();
+    let (one, aligned) =
+        (Layout::from_size_align(PAGE, 1).unwrap(), Layout::from_size_align(PAGE, 4 * PAGE).unwrap());
+    let pages: Vec<*mut u8> =
+        std::iter::from_fn(|| Some(heap.alloc(one)).filter(|run| !run.is_null())).collect();
+    let is_aligned = |run: &*mut u8| run.addr().is_multiple_of(aligned.align());
+    // The lowest is not aligned, and there is no room for one that is in a longer run.
+    let others = pages.iter().skip(1).filter(|run| !is_aligned(run)).step_by(2).take(3);
+    let fitting = pages.iter().rev().find(|run| is_aligned(run)).unwrap();
+    // SAFETY: the runs are live and have these layouts.
+    unsafe {
+        others.chain([fitting]).for_each(|&run| heap.dealloc(run, one));
+        let run = heap.alloc(aligned);
+        assert_eq!(run, *fitting);
+        assert!(heap.alloc(aligned).is_null());
+        heap.dealloc(run, aligned);
+    }
+    heap.check().unwrap();
+}
+
 /// Allocates until nothing is left, writes every byte, verifies, and frees all.
 fn use_up(heap: &Heap) {
     let layouts =

@@ -428,6 +428,64 @@ fn no_thread_is_refused_a_block_while_pages_of_others_have_some() {
     );
 }
 
+/// Small blocks in so many bytes, freed in any order: a few hundred of them, in as many pages, wait in the thread's cache.
+fn come_and_go(bytes: usize) {
+    let mut blocks: Vec<Box<[u8; 64]>> = (0..bytes / 64).map(|_| black_box(Box::new([1; 64]))).collect();
+    let mut random = Random::new(7);
+    while !blocks.is_empty() {
+        drop(blocks.swap_remove(random.below(blocks.len())));
+    }
+}
+
+/// A limit of 64 MiB. What waits in caches would go back some time later by itself.
+fn narrow(command: &mut Command) {
+    command.env("PMA_LIMIT", "64M").env("PMA_PURGE_MS", "never");
+}
+
+/// Whether most of that is served at once.
+fn is_most_served() -> bool {
+    black_box(Vec::<u8>::new()).try_reserve_exact(52 << 20).is_ok()
+}
+
+#[test]
+fn blocks_that_wait_in_the_threads_cache_are_no_reason_to_refuse_what_fits() {
+    succeeds(narrow, || {
+        come_and_go(40 << 20);
+        assert!(is_most_served(), "{}", HEAP.summary());
+        // What grows where it is, as it has no room elsewhere.
+        let mut growing = vec![1u8; 30 << 20];
+        come_and_go(20 << 20);
+        assert!(growing.try_reserve_exact(25 << 20).is_ok(), "{}", HEAP.summary());
+        assert!(growing.iter().all(|&byte| byte == 1));
+        HEAP.check().expect("the table is sound");
+    });
+}
+
+#[test]
+fn nor_are_those_in_the_cache_of_a_thread_that_sleeps() {
+    // SAFETY: a query.
+    if unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) } <= 0 {
+        println!("skipped: nothing can be taken from the caches of threads that sleep");
+        return;
+    }
+    succeeds(narrow, || {
+        let meeting = Arc::new(Barrier::new(2));
+        let sleeper = thread::spawn({
+            let meeting = Arc::clone(&meeting);
+            move || {
+                come_and_go(40 << 20);
+                meeting.wait();
+                meeting.wait();
+            }
+        });
+        meeting.wait();
+        let is_served = is_most_served();
+        meeting.wait();
+        sleeper.join().expect("the thread ends well");
+        assert!(is_served);
+    });
+}
+
 #[test]
 fn a_limit_bounds_the_address_space_that_is_reserved() {
     succeeds(

@@ -132,7 +132,8 @@ fn values_that_cannot_be_read_are_reported_once_and_ignored() {
         [
             "page_memory_allocator: PMA_PURGE_MS=5s is ignored: it takes milliseconds, or never",
             "page_memory_allocator: PMA_HUGE_PAGES=on is ignored: it takes 1 or 0",
-            "page_memory_allocator: PMA_LIMIT=much is ignored: it takes bytes, or so many K, M or G",
+            "page_memory_allocator: PMA_LIMIT=much is ignored: it takes bytes, or so many K, M or G, \
+             of a page at least",
             if cfg!(feature = "hardened") {
                 "page_memory_allocator: PMA_ZERO_ON_FREE=yes is ignored: it takes 1 or 0"
             } else {

@@ -1,5 +1,5 @@
 //! The system refuses memory at any one call, or from that call on for a while: null is returned, what is live stays
-//! as it is, and all is served again once the system does.
+//! as it is, and memory is served again once the system does.
 //!
 //! The calls of the library are answered by this binary, whose `mmap`, `mprotect`, `madvise` and `mremap` stand before
 //! those of the C library and pass on what they do not refuse. So the code that is tested is the code that runs.
@@ -11,7 +11,8 @@ use page_memory_allocator::{HeapOptions, PageAllocator};
 use std::alloc::{Layout, System};
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, ptr, thread};
 
@@ -86,6 +87,12 @@ mod system {
     pub(super) static UNMAPS: AtomicBool = AtomicBool::new(false);
     pub(super) static TAKES: AtomicBool = AtomicBool::new(false);
     pub(super) static TAKEN: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+    /// Is called once, in the next call that gives memory back.
+    static AT_PURGE: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+    pub(super) fn at_purge(interruption: fn()) {
+        AT_PURGE.store(interruption as *mut (), Relaxed);
+    }
 
     thread_local! {
         /// Whether the thread is inside the allocator under test.
@@ -213,6 +220,13 @@ mod system {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn madvise(start: *mut c_void, bytes: size_t, advice: c_int) -> c_int {
         let kind = if advice == libc::MADV_DONTNEED { Kind::Purge } else { Kind::Advise };
+        if kind == Kind::Purge && COUNTED.get() {
+            let interruption = AT_PURGE.swap(std::ptr::null_mut(), Relaxed);
+            if !interruption.is_null() {
+                // SAFETY: what is not null is a function of that type.
+                unsafe { std::mem::transmute::<*mut (), fn()>(interruption)() };
+            }
+        }
         if refuses(kind) {
             return -1;
         }
@@ -474,11 +488,13 @@ fn run_in_child(plan: Plan, seed: u64) -> Calls {
 }
 
 /// A move of memory that is refused may have unmapped its destination, and another thread may have mapped a page of its
-/// own there: that stays as it is.
-fn what_a_refused_move_unmapped_is_not_taken_from_others(taken: bool) {
+/// own there: that stays as it is. So it does if the heap is one of the program's own, and dropped.
+fn what_a_refused_move_unmapped_is_not_taken_from_others(taken: bool, is_own: bool) {
+    let own = is_own.then(|| HeapOptions::new().capacity(1 << 30).build().expect("nothing is refused"));
+    let source = own.as_ref().map_or(&HEAP as &dyn Target, |own| own);
     let layout = |size| Layout::from_size_align(size, 1).unwrap();
-    let mut run = Block::new(&HEAP, layout(2 << 20), 1).expect("nothing is refused");
-    let in_the_way = Block::new(&HEAP, layout(2 << 20), 2);
+    let mut run = Block::new(source, layout(2 << 20), 1).expect("nothing is refused");
+    let in_the_way = Block::new(source, layout(2 << 20), 2);
     system::UNMAPS.store(true, Relaxed);
     system::TAKES.store(taken, Relaxed);
     system::set(Plan { kind: Some(Kind::Remap), first: 1, count: 100 });
@@ -494,11 +510,134 @@ fn what_a_refused_move_unmapped_is_not_taken_from_others(taken: bool) {
     };
     assert!(is_whole(), "a page of others was changed");
     drop((run, in_the_way));
-    system::counted(|| HEAP.purge());
+    system::counted(|| source.purge());
     assert!(is_whole(), "a page of others was purged");
-    let blocks: Vec<_> = (0..20).map(|seed| Block::new(&HEAP, layout(8 << 20), seed)).collect();
+    let blocks: Vec<_> = (0..20).map(|seed| Block::new(source, layout(8 << 20), seed)).collect();
     assert!(blocks.iter().all(Option::is_some));
     drop(blocks);
+    source.check();
+    drop(own);
+    assert!(is_whole(), "a page of others went with the heap");
+}
+
+/// A run that was moved is not mapped anew when it is freed, as the system refuses: it has no memory for all that.
+fn what_is_refused_to_be_mapped_anew_has_no_memory() {
+    let layout = |size| Layout::from_size_align(size, 1).unwrap();
+    let mut run = Block::new(&HEAP, layout(2 << 20), 1).expect("nothing is refused");
+    let in_the_way = Block::new(&HEAP, layout(2 << 20), 2);
+    let before = run.start;
+    run.resize(8 << 20);
+    assert_ne!(run.start, before, "it was not moved");
+    let (start, bytes) = (run.start, run.layout.size());
+    // SAFETY: the run is that long.
+    unsafe { start.write_bytes(1, bytes) };
+    // SAFETY: as above; what it was filled with is put back.
+    unsafe { fill(start, looked_at(run.layout), run.seed) };
+    system::set(Plan { kind: Some(Kind::Map), first: 1, count: 1 });
+    let refused = system::refused();
+    drop(run);
+    assert!(system::refused() > refused, "nothing was to be mapped anew");
+    system::set(Plan::NONE);
+    let mut resident = vec![0u8; bytes / 4096];
+    // SAFETY: the range is mapped still, as the call was refused; there is a byte for each OS page.
+    assert_eq!(unsafe { libc::mincore(start.cast(), bytes, resident.as_mut_ptr()) }, 0);
+    assert!(resident.iter().all(|page| page & 1 == 0));
+    drop(in_the_way);
+    HEAP.check().unwrap();
+}
+
+/// Blocks of another thread's pages, as addresses.
+static THEIRS: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+static GO: AtomicBool = AtomicBool::new(false);
+const SMALL: Layout = Layout::new::<[u8; 64]>();
+
+fn small_blocks(count: usize) -> Vec<usize> {
+    (0..count).map(|_| HEAP.alloc(SMALL, false).addr()).collect()
+}
+
+fn free_small_blocks(blocks: Vec<usize>) {
+    // SAFETY: the blocks are live, and have this layout.
+    blocks
+        .into_iter()
+        .for_each(|block| unsafe { Target::dealloc(&HEAP, ptr::with_exposed_provenance_mut(block), SMALL) });
+}
+
+/// A thread that has locked the runs is interrupted by who frees blocks of another's bin; that thread has locked it, and waits
+/// for the runs. Nobody can go on: the process ends, with a line, and does not hang.
+fn who_waits_for_who_waits_for_what_its_thread_had_ends_the_process() {
+    // SAFETY: the process has one thread.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: alarm has no preconditions.
+        unsafe { libc::alarm(20) };
+        drop(Block::new(&HEAP, Layout::from_size_align(8 << 20, 1).unwrap(), 1));
+        let other = thread::spawn(|| {
+            let pages = small_blocks(20 * built::PAGE_SIZE / 64);
+            *THEIRS.lock().unwrap() = small_blocks(4_000);
+            while !GO.load(Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            free_small_blocks(pages);
+        });
+        while THEIRS.lock().unwrap().is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        system::at_purge(|| {
+            GO.store(true, Relaxed);
+            thread::sleep(Duration::from_millis(200));
+            let theirs = std::mem::take(&mut *THEIRS.lock().unwrap());
+            free_small_blocks(theirs);
+        });
+        system::counted(|| HEAP.purge());
+        other.join().unwrap();
+        // SAFETY: the child ends without the parent's handlers.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: the status is written.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+    assert_eq!(signal, Some(libc::SIGABRT), "it ended with status {status:#x}");
+}
+
+/// The process has no key left for what is done when a thread ends: all goes on without caches, in the children of forks, too.
+fn without_keys_for_ends_of_threads() {
+    // The standard library needs one, too.
+    thread::spawn(|| ()).join().unwrap();
+    let mut key = 0;
+    // SAFETY: the keys are written, and never used.
+    while unsafe { libc::pthread_key_create(&mut key, None) } == 0 {}
+    // What is forked while another thread makes the heap is another matter.
+    free_small_blocks(small_blocks(1));
+    let workers: Vec<_> = (0..4)
+        .map(|_| {
+            thread::spawn(|| {
+                while !GO.load(Relaxed) {
+                    free_small_blocks(small_blocks(10));
+                }
+            })
+        })
+        .collect();
+    for _ in 0..50 {
+        // SAFETY: the child does nothing but allocate, free and end.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: alarm has no preconditions.
+            unsafe { libc::alarm(10) };
+            let block = HEAP.alloc(SMALL, false);
+            // SAFETY: the block is live, and has this layout; the child ends without the parent's handlers.
+            unsafe {
+                Target::dealloc(&HEAP, block, SMALL);
+                libc::_exit(0);
+            }
+        }
+        let mut status = 0;
+        // SAFETY: the status is written.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0, "a child hangs");
+    }
+    GO.store(true, Relaxed);
+    workers.into_iter().for_each(|worker| worker.join().unwrap());
     HEAP.check().unwrap();
 }
 
@@ -596,9 +735,14 @@ fn main() {
     for left in [0, 6, 20] {
         in_child(Plan::NONE, "few mappings", || the_first_use_with_few_mappings(left));
     }
-    for taken in [false, true] {
-        in_child(Plan::NONE, "a hole", || what_a_refused_move_unmapped_is_not_taken_from_others(taken));
+    for (taken, is_own) in [(false, false), (true, false), (false, true), (true, true)] {
+        in_child(Plan::NONE, "a hole", || {
+            what_a_refused_move_unmapped_is_not_taken_from_others(taken, is_own)
+        });
     }
+    in_child(Plan::NONE, "mapped anew", what_is_refused_to_be_mapped_anew_has_no_memory);
+    in_child(Plan::NONE, "a handler", who_waits_for_who_waits_for_what_its_thread_had_ends_the_process);
+    in_child(Plan::NONE, "no keys", without_keys_for_ends_of_threads);
     for refused in [false, true] {
         in_child(Plan::NONE, "a little at a time", || what_goes_back_goes_a_little_at_a_time(refused));
     }

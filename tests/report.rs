@@ -45,6 +45,30 @@ fn what_is_live_at_exit_is_reported_by_class_when_that_is_wanted() {
 }
 
 #[test]
+fn the_report_counts_blocks_that_are_guarded_with_the_others() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_REPORT", "exit").env("PMA_GUARD_SAMPLE", "1");
+        },
+        || mem::forget((0..100).map(|_| Box::new([1u8; 3000])).collect::<Vec<_>>()),
+    );
+    assert!(output.status.success(), "{output:?}");
+    let (_, report) = text(&output.stderr).split_once("page_memory_allocator: live at exit: ").unwrap();
+    let mut lines = report.lines();
+    // "3.1 MiB in 1,234 blocks and 2 runs"
+    let (_, counts) = lines.next().unwrap().split_once(" in ").unwrap();
+    let number = |text: &str| text.replace(',', "").parse::<usize>().unwrap();
+    let all = number(counts.split_whitespace().next().unwrap());
+    let of_lines = |line: &str| {
+        let mut words = line.split_whitespace();
+        let what = words.next()?;
+        (what == "guarded" || what.parse::<usize>().is_ok()).then(|| number(words.next().unwrap()))
+    };
+    assert!(report.contains("guarded"), "{report}");
+    assert_eq!(all, lines.filter_map(of_lines).sum::<usize>(), "{report}");
+}
+
+#[test]
 fn nothing_is_reported_unless_it_is_wanted() {
     let output = in_child(|_| (), || mem::forget(black_box(Box::new(1))));
     assert!(!text(&output.stderr).contains("live at exit"));

@@ -6,6 +6,8 @@
 
 use core::ffi::c_void;
 use core::mem;
+#[cfg(target_env = "gnu")]
+use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
 
 /// What was found out about the program; [`UNKNOWN`] before that.
@@ -19,7 +21,7 @@ const OTHERS: u8 = 2;
 const OTHERS_MALLOC: u8 = 3;
 
 /// What a program that has a `malloc` of its own has, and what it may leave out; with a zero behind each name.
-const MALLOC: [&str; 3] = ["malloc\0", "realloc\0", "free\0"];
+const MALLOC: [&str; 4] = ["malloc\0", "calloc\0", "realloc\0", "free\0"];
 const BESIDE: &str = "reallocarray\0";
 
 /// Whether all that the program sees is ours, as far as was found out.
@@ -44,8 +46,10 @@ pub(crate) fn is_beside_another() -> bool {
 pub(crate) fn look() -> u8 {
     if SEEN.load(Relaxed) == UNKNOWN {
         let this_library = library_of(look as *const c_void);
-        let are_ours =
-            |names: &[&'static str]| names.iter().all(|name| library_of(by_name(name)) == this_library);
+        let are_ours = |names: &[&'static str]| {
+            let mut found = names.iter().map(|name| by_name(name)).filter(|&function| !is_detour(function));
+            found.all(|function| library_of(function) == this_library)
+        };
         #[cfg(target_arch = "x86_64")]
         let operators = crate::operators::OPERATORS;
         #[cfg(not(target_arch = "x86_64"))]
@@ -72,6 +76,33 @@ pub(crate) fn once_by_name(name: &'static str, found: &AtomicPtr<c_void>) -> *mu
         found.store(by_name(name), Relaxed);
     }
     found.load(Relaxed)
+}
+
+/// Whether it is no function that was found, but where a program that is not position-independent calls it, by way of its own
+/// linkage table: there such a program has the address of a function, if it takes that, although it defines no such function.
+#[cfg(target_env = "gnu")]
+fn is_detour(function: *const c_void) -> bool {
+    let mut info = mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    let mut symbol: *const libc::Elf64_Sym = ptr::null();
+    // SAFETY: both are written to if something is found; of symbols, a pointer to one that stays as long as what has it.
+    unsafe {
+        let place = (&raw mut symbol).cast();
+        libc::dladdr1(function, info.as_mut_ptr(), place, RTLD_DL_SYMENT) != 0
+            && symbol.as_ref().is_some_and(|symbol| symbol.st_shndx == UNDEFINED)
+    }
+}
+
+/// The section of what a file does not define: `SHN_UNDEF`.
+#[cfg(target_env = "gnu")]
+const UNDEFINED: u16 = 0;
+/// Asks [`dladdr1`](libc::dladdr1) for a symbol.
+#[cfg(target_env = "gnu")]
+const RTLD_DL_SYMENT: libc::c_int = 1;
+
+/// Other C libraries do not say whose symbol is at an address.
+#[cfg(not(target_env = "gnu"))]
+fn is_detour(_: *const c_void) -> bool {
+    false
 }
 
 /// Where the library, or the program, that `address` lies in was loaded; null if there is none.

@@ -346,6 +346,18 @@ fn a_program_that_has_a_malloc_of_its_own_has_the_rest_by_that() {
 }
 
 #[test]
+fn a_program_at_a_fixed_address_is_not_taken_for_one_with_a_malloc_of_its_own() {
+    let program = made("fixed_address");
+    if compile("cc", "fixed_address.c", &["-no-pie", "-fno-pie"], &program) {
+        let mut command = Command::new(program);
+        preload(&mut command, &[], &[]);
+        let output = command.output().expect("the program can be started");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("freed with a layout"), "{said}");
+    }
+}
+
+#[test]
 fn a_library_in_cpp_of_a_program_in_another_language_allocates_and_throws() {
     let plugin = made("plugin.so");
     if !compile("c++", "plugin.cc", &["-shared", "-fPIC", "-pthread"], &plugin) {

@@ -138,6 +138,11 @@ pub(crate) fn current_component() -> ComponentIndex {
     current().component()
 }
 
+/// Times that the limit of the component that the calling thread is in granted less than was asked for; 0 outside.
+pub(crate) fn cuts() -> usize {
+    LEDGER.account(current_component()).map_or(0, Account::cuts)
+}
+
 /// A run for `layout`, of the component that the calling thread is in, within its limits.
 pub(crate) fn run_within_limits(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     within_limits(heap, || heap.alloc_run(current_component(), layout, zeroed))
@@ -148,10 +153,14 @@ pub(crate) fn run_within_limits(heap: &Heap<BuildGeometry>, layout: Layout, zero
 pub(crate) fn within_limits(heap: &Heap<BuildGeometry>, alloc: impl Fn() -> *mut u8) -> *mut u8 {
     let component = current_component();
     let Some(account) = LEDGER.account(component) else { return alloc() };
+    let cuts = account.cuts();
     let mut block = alloc();
     if block.is_null() {
         give_back(heap, component);
         block = alloc();
+    }
+    if block.is_null() && account.cuts() != cuts {
+        account.count_refusal();
     }
     tell(component, account);
     block
@@ -169,9 +178,9 @@ pub(crate) fn resize_run_within_limits(
 ) -> Option<*mut u8> {
     let owner = heap.owner_of_run(address);
     let account = LEDGER.account(owner);
-    let refusals = account.map_or(0, Account::refusals);
+    let cuts = account.map_or(0, Account::cuts);
     let mut run = heap.resize_run(address, old, new);
-    if run.is_none() && account.is_some_and(|account| account.refusals() != refusals) {
+    if run.is_none() && account.is_some_and(|account| account.cuts() != cuts) {
         give_back(heap, owner);
         run = heap.resize_run(address, old, new);
     }

@@ -261,9 +261,38 @@ impl<G: Geometry> Heap<G> {
         // Any run this much longer has an aligned one in it.
         let slack = (align >> shift).saturating_sub(1);
         let padded = PageCount(u32::try_from(count.get() + slack).ok()?);
-        let found = if sparse { self.find_spacious(runs, padded) } else { self.find(runs, padded) }?;
-        let address = self.table.address_of(found).next_multiple_of(align);
-        Some(PageIndex(((address - self.table.base()) >> shift) as u32))
+        let found = if sparse { self.find_spacious(runs, padded) } else { self.find(runs, padded) };
+        found.map_or_else(
+            || self.aligned_from(runs, PageIndex(0), count, align),
+            |found| Some(self.aligned(found, align)),
+        )
+    }
+
+    /// The first page from `page` on whose address `align` divides.
+    fn aligned(&self, page: PageIndex, align: usize) -> PageIndex {
+        let address = self.table.address_of(page).next_multiple_of(align);
+        PageIndex(((address - self.table.base()) >> self.geometry().page_shift()) as u32)
+    }
+
+    /// The lowest run of `count` free pages, from `page` on, whose address `align` divides. Looks at one free range after
+    /// the other.
+    #[cold]
+    fn aligned_from(
+        &self,
+        runs: &Runs,
+        mut page: PageIndex,
+        count: PageCount,
+        align: usize,
+    ) -> Option<PageIndex> {
+        while let Some((free, _)) = runs.next_free(page, PageCount(1)) {
+            let (start, end) =
+                (self.aligned(free, align), free.plus(runs.free_from(free, PageCount(u32::MAX))));
+            if start < end && end.0 - start.0 >= count.0 {
+                return Some(start);
+            }
+            page = end;
+        }
+        None
     }
 
     /// Has the system back a new run with huge pages or without, if it would do otherwise.
@@ -298,9 +327,17 @@ impl<G: Geometry> Heap<G> {
     /// Maps pages of a run again as their neighbours are. False if the system refuses: then they are not to be used.
     fn map_as_usual(&self, start: PageIndex, count: PageCount, mapping: Mapping) -> bool {
         let range = self.range(start, count);
-        // SAFETY: the caller has the pages, and needs none of their contents.
-        if mapping == Mapping::Moved && !unsafe { sys::map_over(self.at(start), range.len()) } {
-            return false;
+        if mapping == Mapping::Moved {
+            // Should the system refuse to map them, nobody may touch them again; at least they have no memory then.
+            // SAFETY: the caller has the pages, and needs none of their contents.
+            let mapped = unsafe {
+                sys::purge(self.at(start), range.len());
+                sys::map_over(self.at(start), range.len())
+            };
+            if !mapped {
+                self.arena.note_hole();
+                return false;
+            }
         }
         let (mut page, end) = (start, start.plus(count));
         while mapping != Mapping::Usual && page < end {
@@ -531,6 +568,7 @@ impl<G: Geometry> Heap<G> {
                 return None;
             }
             Remapped::Lost => {
+                self.arena.note_hole();
                 // As in `free_run`, with no end to purge. It goes on counting as mapped apart, so there are few of them.
                 self.table.set_multi_tail(&mut runs, start, 0);
                 return None;

@@ -4,9 +4,10 @@ use super::Heap;
 use crate::ledger::Ledger;
 use crate::options::Options;
 use crate::shards::SHARED_SHARDS;
-use crate::size_class::{BuildGeometry, built};
+use crate::size_class::{BuildGeometry, Geometry, built};
 use crate::sys;
 use crate::units::{PageCount, ShardIndex};
+use core::alloc::Layout;
 use core::mem;
 use core::sync::atomic::Ordering;
 
@@ -61,6 +62,11 @@ impl Heap<BuildGeometry> {
         let mut heap = Heap::with_geometry(BuildGeometry, pages, shards, ledger, true, options.huge_pages)?;
         heap.limit = PageCount(pages.get().min(options.limit / built::PAGE_SIZE) as u32);
         Some(heap)
+    }
+
+    /// Whether so much might be served if nothing else were in use.
+    pub(crate) fn may_ever_serve(&self, layout: Layout) -> bool {
+        layout.size() <= self.limit.bytes(self.geometry().page_shift())
     }
 
     /// Lets `shard` have pages, as threads are about to use it. Not while all is locked.

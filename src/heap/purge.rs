@@ -48,8 +48,8 @@ impl<G: Geometry> Heap<G> {
         purged
     }
 
-    /// Gives back the memory of the parts of the page table that say nothing: those of free pages, and bitmaps of pages
-    /// that have none, or another one.
+    /// Gives back the memory of the parts of the page table that say nothing: those of free pages, and bitmaps that are
+    /// longer than what pages are divided into needs.
     pub(crate) fn purge_table(&self) {
         if self.arena.is_given() {
             return;
@@ -225,6 +225,9 @@ mod tests {
     #[test]
     fn huge_pages_are_forgone_for_many_pages_that_go_back_in_parts_not_for_a_few() {
         const PAGES: usize = 1100;
+        if sys::page_size() > 16 << 10 {
+            return; // pages do not go back in parts
+        }
         let layout = Layout::new::<[u8; 4096]>();
         let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
         let heap = Heap::with_geometry(geometry, PageCount(2048), 1, None, false, true).unwrap();

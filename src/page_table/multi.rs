@@ -1,6 +1,6 @@
 //! Pages in use that are not Divided: Multi runs, those that were freed and wait, and guards.
 //!
-//! Their headers belong to the holder of [`Runs`]. Only the head of a run has one with anything in it, but while the run
+//! Their headers belong to the holder of [`Runs`], or to the thread that frees a run to its cache or takes it from there. Only the head of a run has one with anything in it, but while the run
 //! waits: then each of its pages is marked.
 
 use super::{Misuse, PageTable, State};

@@ -66,10 +66,9 @@ impl Samples {
 
     /// Maps what is needed; memory comes with use. False if the system refuses.
     fn prepare(&mut self, pages: PageCount) -> bool {
-        let map = |bytes: usize| sys::map_zeroed(bytes.next_multiple_of(sys::page_size()));
         if self.records.is_null() {
-            let parts = (map(MOST * size_of::<Sample>()), map(SLOTS * 4), map(pages.get().div_ceil(64) * 8));
-            let (Some(records), Some(slots), Some(marks)) = parts else { return false };
+            let bytes = [MOST * size_of::<Sample>(), SLOTS * 4, pages.get().div_ceil(64) * 8];
+            let Some([records, slots, marks]) = sys::map_all_zeroed(bytes) else { return false };
             (self.records, self.slots) = (records.cast().as_ptr(), slots.cast().as_ptr());
             MARKS.store(marks.cast().as_ptr(), Relaxed);
         }

@@ -48,6 +48,22 @@ pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
     Some(start)
 }
 
+/// [`map_zeroed`] for each of several lengths, made whole OS pages; all or none.
+#[cfg(any(feature = "hardened", feature = "profile"))]
+pub(crate) fn map_all_zeroed<const N: usize>(bytes: [usize; N]) -> Option<[NonNull<u8>; N]> {
+    let bytes = bytes.map(|bytes| bytes.next_multiple_of(page_size()));
+    let mut mapped = [NonNull::dangling(); N];
+    for part in 0..N {
+        let Some(start) = map_zeroed(bytes[part]) else {
+            // SAFETY: these were just mapped, and nobody has them.
+            mapped.iter().zip(bytes).take(part).for_each(|(&start, bytes)| unsafe { unmap(start, bytes) });
+            return None;
+        };
+        mapped[part] = start;
+    }
+    Some(mapped)
+}
+
 fn map(bytes: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
     // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in use.
     let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, PRIVATE_AND_UNCOUNTED, -1, 0) };
@@ -229,4 +245,31 @@ pub(crate) unsafe fn unguard(start: NonNull<u8>, bytes: usize) -> bool {
     const MADV_GUARD_REMOVE: libc::c_int = 103;
     // SAFETY: the range becomes as it was.
     unsafe { libc::madvise(start.as_ptr().cast(), bytes, MADV_GUARD_REMOVE) == 0 }
+}
+
+#[cfg(all(test, any(feature = "hardened", feature = "profile")))]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn of_several_mappings_none_is_left_if_one_is_refused() {
+        let mapped = || -> usize {
+            let pages = fs::read_to_string("/proc/self/statm").expect("Linux tells");
+            pages.split(' ').next().expect("a number").parse().expect("a number")
+        };
+        let before = mapped();
+        for _ in 0..1_000 {
+            assert!(map_all_zeroed([1 << 20, 1 << 62]).is_none());
+        }
+        assert!((mapped() - before) * page_size() < 256 << 20);
+        let [first, second] = map_all_zeroed([1, 100_000]).expect("so much is to be had");
+        // SAFETY: both were just mapped, and are written to and given back here alone.
+        unsafe {
+            first.write(1);
+            second.add(99_999).write(1);
+            unmap(first, page_size());
+            unmap(second, 100_000usize.next_multiple_of(page_size()));
+        }
+    }
 }

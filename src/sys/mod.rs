@@ -16,13 +16,15 @@ pub(crate) use memory::{
     advise_huge, commit, map_over, map_zeroed, page_size, physical_memory, protect, purge, remap, reserve,
     unmap,
 };
+#[cfg(any(feature = "hardened", feature = "profile"))]
+pub(crate) use memory::map_all_zeroed;
 #[cfg(feature = "hardened")]
 pub(crate) use memory::{guard, unguard};
 pub(crate) use remapped::Remapped;
 pub(crate) use threads::{
     TELLS_THREADS, ThreadKey, at_fork, fence_all_threads, lock_streams, new_thread_key, processors,
-    reset_streams, set_thread_value, spawn, this_thread, thread_number, unlock_streams, wait, wake,
-    yield_now,
+    reset_streams, set_thread_value, spawn, this_thread, thread_number, thread_value, unlock_streams, wait,
+    wake, yield_now,
 };
 
 use core::ptr;

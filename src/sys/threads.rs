@@ -185,6 +185,12 @@ pub(crate) fn new_thread_key(at_exit: unsafe extern "C" fn(*mut libc::c_void)) -
     (unsafe { libc::pthread_key_create(&mut key, Some(at_exit)) } == 0).then_some(key)
 }
 
+/// The calling thread's value; null unless it was set.
+pub(crate) fn thread_value(key: ThreadKey) -> *mut libc::c_void {
+    // SAFETY: the key was created and is never deleted.
+    unsafe { libc::pthread_getspecific(key) }
+}
+
 /// Sets the calling thread's value.
 ///
 /// # Safety

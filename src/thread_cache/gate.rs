@@ -42,17 +42,18 @@ impl Gate {
         if self.closed.load(Acquire) { None } else { Some(inside) }
     }
 
-    /// Enters, once the gate is not closed. For its thread, who is not inside.
+    /// Enters, once the gate is not closed. For its thread, who is not inside; `has_lock` says whether it has one of those that
+    /// are taken behind the gate.
     #[inline]
-    pub(super) fn enter(&self) -> Inside<'_> {
-        self.try_enter().unwrap_or_else(|| self.enter_slow())
+    pub(super) fn enter(&self, has_lock: impl Fn() -> bool) -> Inside<'_> {
+        self.try_enter().unwrap_or_else(|| self.enter_slow(has_lock))
     }
 
     #[cold]
-    fn enter_slow(&self) -> Inside<'_> {
+    fn enter_slow(&self, has_lock: impl Fn() -> bool) -> Inside<'_> {
         let mut wait = Wait::default();
         loop {
-            wait.relax();
+            wait.relax_before(&has_lock);
             if !self.closed.load(Relaxed)
                 && let Some(inside) = self.try_enter()
             {

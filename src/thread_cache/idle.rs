@@ -10,9 +10,9 @@
 
 use super::fast::BOTTOM;
 use super::raise::Raise;
-use super::registry::{REGISTRY, TAKER};
+use super::registry::{TAKER, registry};
 use super::stacks::{Stacks, classes, put_slots};
-use super::{ThreadCache, apart};
+use super::{ThreadCache, apart, has_heap_lock};
 use crate::decay;
 use crate::heap::{Heap, Unused};
 use crate::size_class::{BuildGeometry, SizeClasses};
@@ -33,7 +33,7 @@ const AT_ONCE: usize = 32;
 
 /// Takes what it can from all caches, of a kind. Returns how many bytes of blocks that were.
 pub(crate) fn take_from_all(heap: &Heap<BuildGeometry>, kind: Unused) -> usize {
-    REGISTRY.lock().begin_walk(kind);
+    registry().begin_walk(kind);
     let mut bytes = 0;
     while let Some(taken) = take_from_next(heap, kind) {
         bytes += taken;
@@ -44,7 +44,7 @@ pub(crate) fn take_from_all(heap: &Heap<BuildGeometry>, kind: Unused) -> usize {
 /// Takes what is idle from the next few caches, or begins anew with the first.
 pub(crate) fn take_from_some(heap: &Heap<BuildGeometry>, most: usize) {
     if !(0..most).all(|_| take_from_next(heap, Unused::Idle).is_some()) {
-        REGISTRY.lock().begin_walk(Unused::Idle);
+        registry().begin_walk(Unused::Idle);
     }
 }
 
@@ -52,8 +52,8 @@ pub(crate) fn take_from_some(heap: &Heap<BuildGeometry>, most: usize) {
 fn take_from_next(heap: &Heap<BuildGeometry>, kind: Unused) -> Option<usize> {
     let own = tls::get();
     apart(|| {
-        let _taker = TAKER.lock();
-        let mut registry = REGISTRY.lock();
+        let _taker = TAKER.lock_before(has_heap_lock);
+        let mut registry = registry();
         let cache = registry.next_on_walk(kind)?;
         if ptr::eq(cache, own) || cache.has_nothing() || !cache.gate.close() {
             return Some(0);
@@ -77,6 +77,11 @@ impl ThreadCache {
 
     fn stacks(&self) -> impl Iterator<Item = (&Stacks, ClassIndex)> {
         [&self.local, &self.remote].into_iter().flat_map(|stacks| classes().map(move |class| (stacks, class)))
+    }
+
+    /// Whether nothing waits in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept_pages().0 == 0 && self.stacks().all(|(stacks, class)| stacks.held(class) == 0)
     }
 
     /// Whether nothing can be taken from it, as far as can be seen from outside.

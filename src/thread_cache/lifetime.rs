@@ -1,6 +1,6 @@
 //! How a thread gets its cache, and what becomes of that when the thread ends.
 
-use super::registry::{CALLS, REGISTRY, Registry};
+use super::registry::{CALLS, Registry, registry};
 #[cfg(not(feature = "hardened"))]
 use super::runs::KeptRuns;
 use super::size::CACHE_BYTES;
@@ -83,6 +83,11 @@ fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) ->
     tls::set(&raw const BUSY.0);
     let made = (|| {
         let key = exit_key()?;
+        // A signal handler may have come before it was kept from making one.
+        if let Some(cache) = NonNull::new(sys::thread_value(key).cast::<ThreadCache>()) {
+            // SAFETY: the value is this thread's cache, which lives until the thread ends.
+            return Some((key, unsafe { cache.as_ref() }));
+        }
         let cache = create(heap, CACHE_BYTES, |registry| {
             let shard = registry.join(of_freed);
             heap.use_shard(shard);
@@ -115,7 +120,7 @@ fn create<'a>(
     shard: impl FnOnce(&mut Registry) -> ShardIndex,
 ) -> Option<&'a ThreadCache> {
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
-    let mut registry = REGISTRY.lock();
+    let mut registry = registry();
     let shard = shard(&mut registry);
     // SAFETY: the piece is long enough, and aligned, as it is larger than the alignment. `retire` takes it out.
     unsafe {
@@ -125,10 +130,11 @@ fn create<'a>(
     }
 }
 
-/// The key whose destructor flushes the cache of a thread that ends.
+/// The key whose destructor flushes the cache of a thread that ends. If the system has none, it is not asked again: all threads
+/// would ask, each time that they need a cache.
 pub(crate) fn exit_key() -> Option<sys::ThreadKey> {
-    static KEY: Once<sys::ThreadKey> = Once::new();
-    KEY.try_call_once(|| sys::new_thread_key(at_exit).ok_or(())).ok().copied()
+    static KEY: Once<Option<sys::ThreadKey>> = Once::new();
+    *KEY.call_once(|| sys::new_thread_key(at_exit))
 }
 
 /// Flushes and frees the cache of the calling thread, which ends.
@@ -161,7 +167,7 @@ pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
         cache.give_up_runs(heap);
         // Behind the gate: whoever closes it finds the cache in the registry.
         // SAFETY: it was put there when it was made.
-        unsafe { REGISTRY.lock().remove(cache) };
+        unsafe { registry().remove(cache) };
     });
     // SAFETY: the cache was allocated with this size; nothing leads to it any more.
     unsafe { metadata::free(NonNull::from(cache).cast(), size_of::<ThreadCache>()) };

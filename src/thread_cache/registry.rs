@@ -3,10 +3,10 @@
 use super::idle::take_from_all;
 use super::size::CACHE_BYTES;
 use super::stacks::classes;
-use super::{ThreadCache, current};
+use super::{ThreadCache, current, has_heap_lock};
 use crate::component::Family;
 use crate::heap::{Heap, Unused};
-use crate::lock::Lock;
+use crate::lock::{Guard, Lock};
 use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{BuildGeometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
 use crate::sys;
@@ -177,6 +177,11 @@ pub(crate) fn call_for_blocks(heap: &Heap<BuildGeometry>) {
     take_from_all(heap, Unused::All);
 }
 
+/// The registry, locked.
+pub(super) fn registry() -> Guard<'static, Registry> {
+    REGISTRY.lock_before(has_heap_lock)
+}
+
 /// Locks the registry until [`unlock_registry`]. No shard comes into use meanwhile, and nobody takes blocks from caches.
 pub(crate) fn lock_registry() {
     mem::forget(TAKER.lock());
@@ -221,16 +226,22 @@ pub(crate) unsafe fn forget_other_threads() {
 
 /// Pages of runs that all threads keep. Threads at work may change it meanwhile.
 pub(crate) fn kept_pages() -> PageCount {
-    PageCount(REGISTRY.lock().caches().map(|cache| cache.kept_pages().0).sum())
+    PageCount(registry().caches().map(|cache| cache.kept_pages().0).sum())
 }
 
-/// Gives back the runs that the calling thread keeps, and what can be taken from others if they keep any. False if nobody does.
+/// Gives back all that waits in the calling thread's caches, and what can be taken from those of others. False if that was
+/// nothing.
 #[cold]
-pub(crate) fn give_up_all_runs(heap: &Heap<BuildGeometry>) -> bool {
+pub(crate) fn give_up_all(heap: &Heap<BuildGeometry>) -> bool {
     let cache = current();
-    let own = if cache.is_sentinel() { 0 } else { cache.alone(|| cache.give_up_runs(heap)) };
-    let others = if kept_pages().0 > 0 { take_from_all(heap, Unused::All) } else { 0 };
-    own + others > 0
+    let mut had_some = false;
+    if !cache.is_sentinel() {
+        Family::caches_of(cache, |cache| {
+            had_some |= !cache.is_empty();
+            cache.flush(heap);
+        });
+    }
+    take_from_all(heap, Unused::All) > 0 || had_some
 }
 
 /// What all thread caches hold.
@@ -243,7 +254,7 @@ pub(crate) struct CacheTotals {
 /// Counts what all caches hold. Threads at work may change it meanwhile.
 pub(crate) fn totals() -> CacheTotals {
     let mut totals = CacheTotals { blocks: [0; CLASS_COUNT] };
-    for cache in REGISTRY.lock().caches() {
+    for cache in registry().caches() {
         for class in classes() {
             totals.blocks[class.get()] += cache.local.held(class) + cache.remote.held(class);
         }
@@ -253,7 +264,7 @@ pub(crate) fn totals() -> CacheTotals {
 
 /// Counts the bytes of blocks that wait in the caches of each component. Threads at work may change it meanwhile.
 pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
-    for cache in REGISTRY.lock().caches() {
+    for cache in registry().caches() {
         let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
         bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
     }
