@@ -58,7 +58,8 @@ use core::sync::atomic::{AtomicU16, Ordering::Acquire, Ordering::Release};
 ///
 /// # How many
 /// There can be 256 components less the shards of the build: 240, or with the feature `profile` one less. Those of the
-/// same name are one component, with the limits of the one that is used first. They are never given up: a component is for a part of the program, not for a request.
+/// same name are one component, with the limits of the one that is used first. They are never given up: a component is for a
+/// part of the program, not for a request.
 ///
 /// # What it needs
 /// Memory must come from [`PageAllocator`](crate::PageAllocator), with thread caches. It need not be the global

@@ -139,7 +139,8 @@ impl PageAllocator {
     /// or a longer one whose memory the system refuses to move: at the limit, each may be refused.
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Before anything is refused, what waits
-    /// in caches goes back, as by [`purge`](Self::purge). Free pages do not count, although they may keep their memory for a while; nor does the page table. With the feature `profile`, one page for
+    /// in caches goes back, as by [`purge`](Self::purge). Free pages do not count, although they may keep their memory for a
+    /// while; nor does the page table. With the feature `profile`, one page for
     /// each size class is in use from the beginning, for the blocks that are sampled, unless all of these would be more than a
     /// sixteenth of the limit; those without a block are given up when others are wanted, or all is purged.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
@@ -233,8 +234,8 @@ impl PageAllocator {
     ///
     /// The caches of other threads are emptied, too, whether these are asleep or not. Two things stay: the cache of a thread
     /// that is inside the allocator at that moment, and one block of each size, which the thread may be about to take. What
-    /// stays in a cache leaves it when its thread next comes by a slow path of that cache, and the memory that becomes free thereby goes
-    /// back in the usual time. Where the system has no `membarrier`, or does not let the process use it, that is so for all
+    /// stays in a cache leaves it when its thread next comes by a slow path of that cache, and the memory that becomes free
+    /// thereby goes back in the usual time. Where the system has no `membarrier`, or does not let the process use it, that is so for all
     /// that other threads' caches hold.
     ///
     /// ```

@@ -1,7 +1,7 @@
 //! Pages in use that are not Divided: Multi runs, those that were freed and wait, and guards.
 //!
-//! Their headers belong to the holder of [`Runs`], or to the thread that frees a run to its cache or takes it from there. Only the head of a run has one with anything in it, but while the run
-//! waits: then each of its pages is marked.
+//! Their headers belong to the holder of [`Runs`], or to the thread that frees a run to its cache or takes it from there. Only
+//! the head of a run has one with anything in it, but while the run waits: then each of its pages is marked.
 
 use super::{Misuse, PageTable, State};
 use crate::runs::Runs;

@@ -12,12 +12,12 @@ pub(crate) mod signals;
 mod threads;
 
 pub(crate) use environment::environment;
+#[cfg(any(feature = "hardened", feature = "profile"))]
+pub(crate) use memory::map_all_zeroed;
 pub(crate) use memory::{
     advise_huge, commit, map_over, map_zeroed, page_size, physical_memory, protect, purge, remap, reserve,
     unmap,
 };
-#[cfg(any(feature = "hardened", feature = "profile"))]
-pub(crate) use memory::map_all_zeroed;
 #[cfg(feature = "hardened")]
 pub(crate) use memory::{guard, unguard};
 pub(crate) use remapped::Remapped;
