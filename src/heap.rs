@@ -312,22 +312,15 @@ impl<G: Geometry> Heap<G> {
 
     #[inline]
     pub(crate) fn bin(&self, tag: Tag) -> Guard<'_, Bin> {
-        self.locked_bin(tag).lock_before(|| self.has_lock_after(tag))
+        self.locked_bin(tag).lock_before(|| self.has_lock_from(tag.shard().0 as usize + 1))
     }
 
-    /// Whether the calling thread has a lock that is taken after the bin of `tag`.
+    /// Whether the calling thread has the lock of the runs, or of a bin of that shard or a later one.
     #[cold]
-    fn has_lock_after(&self, tag: Tag) -> bool {
-        let later = |other: &Tag| other.shard().0 > tag.shard().0;
-        self.runs.is_own()
-            || self.tags(self.shards_in_use()).filter(later).any(|other| self.locked_bin(other).is_own())
-    }
-
-    /// Whether the calling thread has the lock of a bin or of the runs.
-    #[cfg(feature = "os")]
-    #[cold]
-    pub(crate) fn has_lock(&self) -> bool {
-        self.runs.is_own() || self.tags(self.shards_in_use()).any(|tag| self.locked_bin(tag).is_own())
+    #[inline(never)]
+    pub(crate) fn has_lock_from(&self, shard: usize) -> bool {
+        let mut bins = self.tags(self.shards_in_use()).filter(|tag| tag.shard().0 as usize >= shard);
+        self.runs.is_own() || bins.any(|tag| self.locked_bin(tag).is_own())
     }
 
     fn shards_in_use(&self) -> usize {

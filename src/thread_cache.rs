@@ -205,7 +205,7 @@ pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
 
 /// Whether the calling thread has a lock of the process heap.
 fn has_heap_lock() -> bool {
-    first_use::heap().is_some_and(Heap::has_lock)
+    first_use::heap().is_some_and(|heap| heap.has_lock_from(0))
 }
 
 impl ThreadCache {

@@ -5,6 +5,7 @@ use super::{Bin, Header, Mapping, PageTable, State, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::units::{PageCount, PageIndex};
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// An invariant that does not hold, and the page (or the first page concerned) where it was seen.
@@ -140,14 +141,15 @@ impl<G: Geometry> PageTable<G> {
         }
         let capacity = self.capacity_of(tag);
         let watermark = header.watermark as usize;
-        let bitmap = self.bitmap_of(page, capacity, watermark);
-        let mut others = self.other_bitmaps_of(page, capacity, watermark);
         // SAFETY: `check` has exclusive use of all bitmaps.
-        let (words, others_have_bits) =
-            unsafe { (bitmap.as_ref(), others.any(|other| other.as_ref().iter().any(|&word| word != 0))) };
-        if others_have_bits {
+        let words_of = |bitmap: NonNull<[u64]>| unsafe { bitmap.as_ref() };
+        if self
+            .other_bitmaps_of(page, capacity, watermark)
+            .any(|other| words_of(other).iter().any(|&word| word != 0))
+        {
             return fail("a bitmap that is not in use has bits");
         }
+        let words = words_of(self.bitmap_of(page, capacity, watermark));
         let free_bits: usize = words.iter().map(|word| word.count_ones() as usize).sum();
         if header.live as usize + free_bits + (capacity - header.watermark as usize) != capacity {
             return fail("live + free bits + (capacity - watermark) differs from the capacity");
