@@ -81,7 +81,11 @@ fn read(path: &Path, texts: &mut Vec<String>) -> Result<(), (PathBuf, io::Error)
     }
     let mut inside = Vec::new();
     for entry in fs::read_dir(path).map_err(at_path)? {
-        inside.push(entry.map_err(at_path)?.path());
+        let inner = entry.map_err(at_path)?.path();
+        // A link may lead back to where it is.
+        if !inner.is_symlink() || inner.is_file() {
+            inside.push(inner);
+        }
     }
     inside.sort();
     inside.iter().try_for_each(|path| read(path, texts))

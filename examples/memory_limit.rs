@@ -36,7 +36,7 @@ fn main() {
         CACHE.lock().expect("nobody panics").push(page);
     }
     println!("with a cache of 40 pages: {}", HEAP.usage());
-    assert_eq!(GIVEN_UP.load(Ordering::Relaxed), 0);
+    println!("{} pages of the cache were given up for others", GIVEN_UP.load(Ordering::Relaxed));
 
     let table = vec![1u8; 50 << 20];
     println!("with a table of 50 MiB:   {}", HEAP.usage());

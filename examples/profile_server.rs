@@ -14,10 +14,14 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
+use std::time::Duration;
 use std::{env, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
+
+/// How long a request may take to come.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Keeps texts, most of the memory.
 #[inline(never)]
@@ -33,6 +37,8 @@ fn keep_a_table() -> HashMap<usize, Box<[u64]>> {
 
 /// Answers one request.
 fn answer(stream: TcpStream) -> io::Result<()> {
+    // Who connects and asks for nothing is in the way of others only for a while.
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut reader = BufReader::new(stream);
     let mut request = String::new();
     reader.read_line(&mut request)?;
@@ -70,7 +76,7 @@ fn ask(port: u16) -> io::Result<String> {
 }
 
 fn run() -> io::Result<()> {
-    let once = env::args().nth(1).is_some_and(|argument| argument == "--once");
+    let once = env::args_os().nth(1).is_some_and(|argument| argument == "--once");
     let kept = (keep_texts(), keep_a_table());
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();

@@ -265,7 +265,8 @@ fn print(frames: usize) -> io::Result<()> {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<String> =
+        env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let frames = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] if io::stdout().is_terminal() => None,
         [] => Some(3),

@@ -10,6 +10,8 @@ mod caches;
 mod future;
 mod stats;
 
+#[cfg(feature = "profile")]
+pub(crate) use caches::sampled_run;
 pub(crate) use caches::{
     Family, current_component, cuts, resize_run_within_limits, run_within_limits, within_limits,
 };
@@ -230,7 +232,7 @@ impl fmt::Debug for Component {
 }
 
 /// The calling thread is inside a component until this is dropped. Several are to be dropped in reverse order, as
-/// variables are.
+/// variables are: else the thread is in a component that it should have left.
 ///
 /// ```
 /// use page_memory_allocator::{Component, Inside};

@@ -78,10 +78,19 @@ pub(crate) fn passes() -> u32 {
     PASSES.load(Relaxed)
 }
 
-/// To be called now and then, on slow paths without locks.
+/// To be called now and then, where something is allocated on a slow path, without locks. Threads are started here alone: the C
+/// library frees with the list of its threads' stacks locked, which it locks to start one; it does not allocate so.
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
-    report::tick();
+    if first_use::heap().is_some() && !thread_cache::is_to_have_none() {
+        report::tick();
+        start_wanted_thread();
+    }
+    go_on(heap);
+}
+
+#[inline]
+fn go_on(heap: &Heap<BuildGeometry>) {
     tell_thread();
     let due = DUE.load(Relaxed);
     if due != NEVER && sys::milliseconds() >= due {
@@ -92,8 +101,7 @@ pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
 /// [`tick`] where blocks or runs have just been freed.
 #[inline]
 pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
-    start_wanted_thread();
-    tick(heap);
+    go_on(heap);
 }
 
 /// [`tick_freed`] where that went no further than the thread's cache: the clock is looked at when it leaves that, or somebody
@@ -101,7 +109,6 @@ pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
 #[cfg(not(feature = "hardened"))]
 #[inline]
 pub(crate) fn tick_cached() {
-    start_wanted_thread();
     tell_thread();
 }
 

@@ -119,7 +119,7 @@ impl<G: Geometry> Heap<G> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_to(&self, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_to(&self, out: &mut dyn Write) -> fmt::Result {
         table::write(self, self.pages() > MOST_PAGES_UNFOLDED, out)
     }
 
@@ -128,7 +128,7 @@ impl<G: Geometry> Heap<G> {
     /// # Errors
     /// Those of the writer.
     #[cfg(feature = "os")]
-    pub fn dump_with(&self, options: DumpOptions, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_with(&self, options: DumpOptions, out: &mut dyn Write) -> fmt::Result {
         write(self, options, || self.stats(), out)
     }
 }
@@ -146,7 +146,7 @@ impl PageAllocator {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_to(&self, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_to(&self, out: &mut dyn Write) -> fmt::Result {
         self.dump_with(DumpOptions::new().sums(true), out)
     }
 
@@ -154,7 +154,7 @@ impl PageAllocator {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_with(&self, options: DumpOptions, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_with(&self, options: DumpOptions, out: &mut dyn Write) -> fmt::Result {
         match self.heap() {
             Some(heap) => {
                 write(heap, options, || self.stats(), out)?;

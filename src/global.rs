@@ -48,7 +48,8 @@ use core::ptr;
 /// | `PMA_DUMP_DIR` | a directory | where those files are; the working directory unless set |
 /// | `PMA_PROFILE_BYTES` | bytes, or so many `K`, `M`, `G` | with the feature `profile`: bytes from one sample to the next, on average; 512 KiB unless set |
 ///
-/// A value that cannot be read is reported once on standard error, and ignored.
+/// A value that cannot be read is reported once on standard error, and ignored. `{:?}` shows what the type says, not the
+/// environment.
 ///
 /// ```
 /// use page_memory_allocator::PageAllocator;
@@ -57,7 +58,7 @@ use core::ptr;
 /// static HEAP: PageAllocator = PageAllocator::new().purge_after_ms(100).background_purge(true);
 /// # fn main() { assert_eq!(vec![1, 2, 3].len(), 3) }
 /// ```
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct PageAllocator {
     options: Options,
     out_of_memory: Option<OutOfMemory>,
@@ -93,12 +94,13 @@ impl PageAllocator {
     }
 
     /// Whether a background thread gives free memory back, so that this does not depend on anybody's allocating. False
-    /// unless set. The thread starts with the first free on a slow path, and in a child process, after `fork`, with the
+    /// unless set. The thread starts with the first allocation on a slow path, and in a child process, after `fork`, with the
     /// first one there. It sleeps until memory is freed; it has a small stack, and all signals blocked. There is none if
     /// free memory is [never](Self::purge_after_ms) to go back by itself.
     ///
     /// It also takes the blocks that wait in the caches of sleeping threads, as [`purge`](Self::purge) does, once their
-    /// threads have not touched them for one to two periods.
+    /// threads have not touched them for one to two periods. Once it sleeps, blocks that a thread frees without a slow path stay
+    /// in its cache.
     pub const fn background_purge(mut self, thread: bool) -> PageAllocator {
         self.options.background_purge = thread;
         self
@@ -131,7 +133,8 @@ impl PageAllocator {
         self
     }
 
-    /// The most bytes that the pages in use may have together. An allocation that would need more is refused. Unless this
+    /// The most bytes that the pages in use may have together. An allocation that would need more is refused; and the free pages that
+    /// keep their memory give it back, as far as the heap would else have more memory than that. Unless this
     /// is set, the only limit is the address space: twice the machine's memory. With a limit, that is four times the limit at
     /// most.
     ///
@@ -139,8 +142,8 @@ impl PageAllocator {
     /// or a longer one whose memory the system refuses to move: at the limit, each may be refused.
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Before anything is refused, what waits
-    /// in caches goes back, as by [`purge`](Self::purge). Free pages do not count, although they may keep their memory for a
-    /// while; nor does the page table. With the feature `profile`, one page for
+    /// in caches goes back, as by [`purge`](Self::purge). The page table does not count. Each size class and shard in use has a page
+    /// at least, so with little more than a page hardly anything is served. With the feature `profile`, one page for
     /// each size class is in use from the beginning, for the blocks that are sampled, unless all of these would be more than a
     /// sixteenth of the limit; those without a block are given up when others are wanted, or all is purged.
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
@@ -556,11 +559,8 @@ fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) 
     let block = alloc_unsampled(heap, layout, zeroed);
     // Blocks that wait in caches keep their pages from everybody. Within the limit of its component, the thread has given back what
     // counts there.
-    if block.is_null()
-        && heap.may_ever_serve(layout)
-        && component::cuts() == cuts
-        && thread_cache::give_up_all(heap)
-    {
+    if block.is_null() && heap.may_ever_serve(layout) && component::cuts() == cuts {
+        thread_cache::give_up_all(heap);
         return alloc_unsampled(heap, layout, zeroed);
     }
     block

@@ -395,7 +395,16 @@ fn report(address: usize) {
     if !is_ours || REPORTED.swap(true, Relaxed) {
         return;
     }
-    let (record, _) = slot_of(address.max(first));
+    let (mut record, slot) = slot_of(address.max(first));
+    // The page between two slots is behind the one and before the other: of what lies at its end, the one that is live tells.
+    if address >= slot + ROOM
+        && record.state.load(Relaxed) != LIVE
+        && holds(slot + stride())
+        && let (above, next) = slot_of(slot + stride())
+        && (above.state.load(Relaxed), above.address.load(Relaxed) < next + sys::page_size()) == (LIVE, true)
+    {
+        record = above;
+    }
     let block = record.address.load(Relaxed);
     let (state, end) = (record.state.load(Relaxed), block + record.size.load(Relaxed));
     let mut line = Line::new();

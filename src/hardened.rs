@@ -12,7 +12,7 @@ use crate::fault;
 use crate::heap::Heap;
 use crate::options::Options;
 use crate::page_table::Misuse;
-use crate::size_class::{BuildGeometry, GRANULE, SizeClasses, built, may_begin_at};
+use crate::size_class::{BuildGeometry, GRANULE, Geometry as _, SizeClasses, built, may_begin_at};
 use crate::sys;
 use crate::units::{ClassIndex, PageIndex};
 use core::cell::Cell;
@@ -66,6 +66,11 @@ pub(crate) fn prepare(heap: &Heap<BuildGeometry>, options: &Options) -> bool {
 pub(crate) fn tables_in_use(pages: usize) -> [(usize, usize); 2] {
     let whole = |bytes: usize| bytes.next_multiple_of(sys::page_size());
     [(HELD.load(Relaxed).addr(), whole(pages * BYTES_PER_PAGE)), (COVERED.load(Relaxed).addr(), whole(pages))]
+}
+
+/// Bytes of the [tables](tables_in_use) for `committed` bytes of pages.
+pub(crate) fn table_bytes(committed: usize) -> usize {
+    tables_in_use(committed / BuildGeometry.page_size()).iter().map(|(_, bytes)| bytes).sum()
 }
 
 /// Whether all of what is freed is to be zeroed.

@@ -16,7 +16,7 @@ impl<G: Geometry> Heap<G> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_html(&self, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_html(&self, out: &mut dyn Write) -> fmt::Result {
         write(self, Caches::None, None, out)
     }
 
@@ -24,7 +24,7 @@ impl<G: Geometry> Heap<G> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_html_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_html_since(&self, before: &Snapshot, out: &mut dyn Write) -> fmt::Result {
         write(self, Caches::None, Some(before), out)
     }
 }
@@ -36,7 +36,7 @@ impl PageAllocator {
     ///
     /// # Errors
     /// Those of the writer; and [`fmt::Error`] when the system refuses the heap its address space.
-    pub fn dump_html(&self, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_html(&self, out: &mut dyn Write) -> fmt::Result {
         write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, None, out)
     }
 
@@ -44,7 +44,7 @@ impl PageAllocator {
     ///
     /// # Errors
     /// As for [`dump_html`](Self::dump_html).
-    pub fn dump_html_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_html_since(&self, before: &Snapshot, out: &mut dyn Write) -> fmt::Result {
         write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
     }
 }

@@ -24,6 +24,20 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A name on one line: of characters that would end it, or do more, their codes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Name(pub(crate) &'static str);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        self.0.chars().try_for_each(|character| match character.is_control() {
+            true => write!(f, "{}", character.escape_default()),
+            false => f.write_char(character),
+        })
+    }
+}
+
 /// So many of something; the width of the format is that of the number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Count(pub(crate) usize, pub(crate) &'static str);

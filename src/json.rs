@@ -21,7 +21,7 @@ impl<G: Geometry> Heap<G> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_json(&self, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_json(&self, out: &mut dyn Write) -> fmt::Result {
         write(self, Caches::None, None, out)
     }
 
@@ -29,7 +29,7 @@ impl<G: Geometry> Heap<G> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn dump_json_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_json_since(&self, before: &Snapshot, out: &mut dyn Write) -> fmt::Result {
         write(self, Caches::None, Some(before), out)
     }
 }
@@ -53,7 +53,7 @@ impl PageAllocator {
     ///
     /// # Errors
     /// Those of the writer; and [`fmt::Error`] when the system refuses the heap its address space.
-    pub fn dump_json(&self, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_json(&self, out: &mut dyn Write) -> fmt::Result {
         write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, None, out)
     }
 
@@ -61,7 +61,7 @@ impl PageAllocator {
     ///
     /// # Errors
     /// As for [`dump_json`](Self::dump_json).
-    pub fn dump_json_since(&self, before: &Snapshot, out: &mut impl Write) -> fmt::Result {
+    pub fn dump_json_since(&self, before: &Snapshot, out: &mut dyn Write) -> fmt::Result {
         write(self.heap().ok_or(fmt::Error)?, Caches::OfProcess, Some(before), out)
     }
 }

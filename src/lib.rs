@@ -108,7 +108,7 @@
 //!
 //! What waits in a thread's cache goes back to its pages on the thread's slow paths, if it was not used for a period. A
 //! thread that sleeps comes by none: others take the blocks from its cache, without a word from it
-//! (`thread_cache/raise.rs`), all but one of a size, so that an idle thread holds 226 KiB at
+//! (`thread_cache/raise.rs`), all but one of a size, so that an idle thread holds 219 KiB at
 //! most, and as much for each component that it has used.
 //!
 //! # Locks

@@ -44,7 +44,12 @@ impl Options {
     /// These, or what the environment says instead.
     pub(crate) fn with_environment(mut self) -> Options {
         let switch = "it takes 1 or 0";
-        set(&mut self.purge_after_ms, c"PMA_PURGE_MS", "it takes milliseconds, or never", parse_purge);
+        set(
+            &mut self.purge_after_ms,
+            c"PMA_PURGE_MS",
+            "it takes milliseconds below 2^32, or never",
+            parse_purge,
+        );
         set(&mut self.background_purge, c"PMA_BACKGROUND_PURGE", switch, parse_switch);
         set(&mut self.huge_pages, c"PMA_HUGE_PAGES", switch, parse_switch);
         set(
@@ -53,7 +58,9 @@ impl Options {
             "it takes bytes, or so many K, M or G, of a page at least",
             parse_limit,
         );
-        set(&mut self.guard_sample, c"PMA_GUARD_SAMPLE", "it takes a number", |value| value.parse().ok());
+        set(&mut self.guard_sample, c"PMA_GUARD_SAMPLE", "it takes a number below 2^32", |value| {
+            value.parse().ok()
+        });
         let (switch, parse): (_, fn(&str) -> _) = if cfg!(feature = "hardened") {
             (switch, parse_switch)
         } else {
@@ -61,6 +68,8 @@ impl Options {
             ("only a build with the feature `hardened` can do it", |value| (value == "0").then_some(false))
         };
         set(&mut self.zero_on_free, c"PMA_ZERO_ON_FREE", switch, parse);
+        #[cfg(not(feature = "profile"))]
+        set(&mut (), c"PMA_PROFILE_BYTES", "only a build with the feature `profile` takes samples", |_| None);
         self
     }
 }

@@ -75,9 +75,12 @@ std::thread_local! {
 /// Looks at the environment. To be called once, when the heap is in use.
 pub(crate) fn start() {
     let mut asked = None;
-    options::set(&mut asked, c"PMA_PROFILE_BYTES", "it takes bytes, or so many K, M or G", |value| {
-        options::parse_bytes(value).filter(|&bytes| bytes > 0).map(Some)
-    });
+    options::set(
+        &mut asked,
+        c"PMA_PROFILE_BYTES",
+        "it takes bytes, or so many K, M or G, and more than 0",
+        |value| options::parse_bytes(value).filter(|&bytes| bytes > 0).map(Some),
+    );
     if let Some(interval) = asked {
         INTERVAL.store(interval, Relaxed);
         YIELDS.store(false, Relaxed);
@@ -256,7 +259,7 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
             let size =
                 if class == ClassIndex::NONE { layout.size() } else { SizeClasses::BUILD.block(class) };
             let room = Layout::from_size_align(size, layout.align()).ok()?;
-            component::run_within_limits(heap, room, zeroed)
+            component::sampled_run(heap, room, zeroed)
         };
         if sampled.is_null() {
             return None;

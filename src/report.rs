@@ -20,10 +20,11 @@ use crate::options::{ignore, set};
 use crate::out::{Out, Target};
 use crate::stats::{ClassStats, Stats};
 use crate::sys::signals::{self, Signal};
-use crate::sys::{self, Stream, file::File};
+use crate::sys::{self, Stream, file::File, file::Identity};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::Relaxed};
 
 /// Bytes of a file's path, the zero at its end included.
 const LONGEST_PATH: usize = 512;
@@ -44,8 +45,11 @@ static ANSWERED: AtomicU32 = AtomicU32::new(0);
 /// The directory for dumps; a program may change its environment later.
 static DIRECTORY: Once<Path> = Once::new();
 
-/// Where the report at exit goes, and which file that was at the start.
-static STANDARD_ERROR: spin::Once<(File, Option<(u64, u64)>)> = spin::Once::new();
+/// Which file standard error was at the start, if it was open. Nothing is written to another that has its place: it may be any.
+static STANDARD_ERROR: spin::Once<Identity> = spin::Once::new();
+/// One more descriptor of it, as programs may close theirs before the report at exit; or less than zero. Not in child processes:
+/// who reads what they write would wait for their ends.
+static KEPT: AtomicI32 = AtomicI32::new(-1);
 
 /// Looks at the environment. To be called once, when the heap is in use.
 pub(crate) fn start() {
@@ -54,11 +58,11 @@ pub(crate) fn start() {
     set(&mut signal, c"PMA_DUMP_SIGNAL", "it takes USR1, USR2, HUP or QUIT", |value| {
         Signal::named(value).map(Some)
     });
+    if at_exit || signal.is_some() {
+        File::lent(Stream::Error as i32).identity().map(|identity| STANDARD_ERROR.call_once(|| identity));
+    }
     if at_exit {
-        if let Some(file) = File::of_standard_error() {
-            let identity = file.identity();
-            STANDARD_ERROR.call_once(|| (file, identity));
-        }
+        KEPT.store(File::of_standard_error().map_or(-1, File::into_descriptor), Relaxed);
         signals::at_exit(write_live_at_exit);
     }
     if let Some(signal) = signal {
@@ -82,6 +86,23 @@ pub(crate) fn tick() {
 pub(crate) fn after_fork() {
     WANTED.store(ON_SIGNAL.load(Relaxed), Relaxed);
     ANSWERED.store(SIGNALS.load(Relaxed), Relaxed);
+    drop(kept().map(ManuallyDrop::into_inner));
+    KEPT.store(-1, Relaxed);
+}
+
+/// The file that is standard error, if it is the one that it was at the start.
+fn standard_error() -> Option<ManuallyDrop<File>> {
+    as_it_was(Stream::Error as i32)
+}
+
+/// The same by the descriptor that was kept.
+fn kept() -> Option<ManuallyDrop<File>> {
+    as_it_was(KEPT.load(Relaxed))
+}
+
+fn as_it_was(descriptor: i32) -> Option<ManuallyDrop<File>> {
+    let file = File::lent(descriptor);
+    (file.identity()? == *STANDARD_ERROR.get()?).then_some(file)
 }
 
 #[cold]
@@ -164,7 +185,7 @@ impl fmt::Write for Path {
 }
 
 /// Writes the heap as text, as a document and as a picture, to files that are not there yet, and says where on standard
-/// error.
+/// error, unless that is another file than at the start.
 fn dump_to_files() {
     const ALLOCATOR: PageAllocator = PageAllocator::new();
     let mut line = Line::new();
@@ -173,8 +194,13 @@ fn dump_to_files() {
             .and_then(|path| File::create(path.as_c_str()).map(|file| (number, path, file)))
     };
     let Some((number, path, text)) = (1..MOST_DUMPS).find_map(new_file) else {
-        let _ = line.write_str("page_memory_allocator: the dump could not be written\n");
-        return line.report();
+        let directory =
+            DIRECTORY.get().and_then(|path| path.as_c_str().to_str().ok()).unwrap_or("its directory");
+        let _ = writeln!(
+            line,
+            "page_memory_allocator: no dump is written, as there can be no new file in {directory}"
+        );
+        return tell(&line);
     };
     let is_whole = Out::print(Target::File(&text), |out| {
         for view in [View::Classes, View::Worst(20), View::Folded] {
@@ -203,18 +229,22 @@ fn dump_to_files() {
             (false, false) => "",
         },
     );
-    line.report();
+    tell(&line);
+}
+
+fn tell(line: &Line) {
+    if standard_error().is_some() {
+        line.report();
+    }
 }
 
 extern "C" fn write_live_at_exit() {
     if heap().is_none() {
         return;
     }
+    let Some(file) = kept().or_else(standard_error) else { return };
     let stats = PageAllocator::new().stats();
-    // Who has closed all descriptors, as a daemon does, may have opened another file in its place.
-    let kept = STANDARD_ERROR.get().filter(|(file, identity)| file.identity() == *identity);
-    let target = kept.map_or(Target::Stream(Stream::Error), |(file, _)| Target::File(file));
-    Out::print(target, |out| write_live(&stats, out));
+    Out::print(Target::File(&file), |out| write_live(&stats, out));
 }
 
 /// What is live, by class, those with the most bytes first.

@@ -84,6 +84,8 @@ pub struct Runs<'s> {
     /// Pages below are in use or free; pages from there on have never been added.
     frontier: PageIndex,
     free_pages: PageCount,
+    /// Of these, pages that are dirty.
+    dirty_free_pages: PageCount,
     capacity: PageCount,
     /// Of runs, by their lengths: two doublings each.
     expectations: [Expectation; LENGTHS],
@@ -108,6 +110,7 @@ impl<'s> Runs<'s> {
             sparse_pages: PageCount(0),
             frontier: PageIndex(0),
             free_pages: PageCount(0),
+            dirty_free_pages: PageCount(0),
             capacity,
             expectations: [Expectation::NONE; LENGTHS],
         }
@@ -144,7 +147,9 @@ impl<'s> Runs<'s> {
     /// Remembers of `count` pages below the frontier that they may hold anything.
     pub fn soil(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
-            self.words[word].dirty |= mask;
+            let word = &mut self.words[word];
+            self.dirty_free_pages.0 += (word.free & !word.dirty & mask).count_ones();
+            word.dirty |= mask;
         }
     }
 
@@ -240,8 +245,10 @@ impl<'s> Runs<'s> {
     /// Notes that `count` pages from `start` on, free or not, read as zeros and have no memory.
     pub fn clean(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
-            self.words[word].dirty &= !mask;
-            self.words[word].idle &= !mask;
+            let word = &mut self.words[word];
+            self.dirty_free_pages.0 -= (word.free_and_dirty() & mask).count_ones();
+            word.dirty &= !mask;
+            word.idle &= !mask;
         }
     }
 
@@ -305,8 +312,7 @@ impl<'s> Runs<'s> {
 
     /// Free pages that may hold something other than zeros.
     pub fn dirty_free_pages(&self) -> PageCount {
-        let pages = (0..self.words_in_use()).map(|word| self.words[word].free_and_dirty().count_ones());
-        PageCount(pages.sum())
+        self.dirty_free_pages
     }
 
     /// Begins a new age: pages that are free and dirty are idle until they are claimed.
@@ -355,15 +361,34 @@ impl<'s> Runs<'s> {
         range.map(|(first, end)| (PageIndex(first), PageCount(end - first)))
     }
 
+    /// The first of the pages from `from` up to `end` that may hold something other than zeros, and those of them that lie side by
+    /// side with it.
+    pub fn next_dirty(&self, from: PageIndex, end: PageIndex) -> Option<(PageIndex, PageCount)> {
+        let mut first = None;
+        for (word, mask) in words_of(from, PageCount(end.0.saturating_sub(from.0))) {
+            let (dirty, base) = (self.words[word].dirty & mask, (word * WORD) as u32);
+            let skipped = if first.is_none() { dirty.trailing_zeros() } else { 0 };
+            if skipped == WORD as u32 {
+                continue;
+            }
+            let first = *first.get_or_insert(base + skipped);
+            let behind = base + skipped + (dirty >> skipped).trailing_ones();
+            if behind < base + WORD as u32 {
+                return Some((PageIndex(first), PageCount(behind - first)));
+            }
+        }
+        first.map(|first| (PageIndex(first), PageCount(end.0 - first)))
+    }
+
     /// Verifies every summary against the bitmap, and the counts.
     ///
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), &'static str> {
-        let mut free = 0;
-        let mut sparse = 0;
+        let (mut free, mut dirty, mut sparse) = (0, 0, 0);
         for word in self.words.iter() {
             free += word.free.count_ones();
+            dirty += word.free_and_dirty().count_ones();
             sparse += word.sparse.count_ones();
         }
         self.dense.check(|word| self.words[word].free_and_dense())?;
@@ -373,6 +398,9 @@ impl<'s> Runs<'s> {
         }
         if free != self.free_pages.0 {
             return Err("the count of free pages differs from the bitmap");
+        }
+        if dirty != self.dirty_free_pages.0 {
+            return Err("the count of free pages that are dirty differs from the bitmap");
         }
         if words_of(self.frontier, self.unadded()).any(|(word, mask)| {
             let word = self.words[word];
@@ -392,7 +420,7 @@ impl<'s> Runs<'s> {
 
     /// Marks pages free or not, and brings the summaries above them up to date.
     fn set(&mut self, start: PageIndex, count: PageCount, free: bool) {
-        let (mut dense, mut sparse) = (false, false);
+        let (mut dense, mut sparse, mut dirty) = (false, false, 0);
         for (word, mask) in words_of(start, count) {
             let word = &mut self.words[word];
             debug_assert_eq!(
@@ -401,13 +429,16 @@ impl<'s> Runs<'s> {
                 "pages claimed or released twice"
             );
             word.free = if free { word.free | mask } else { word.free & !mask };
+            dirty += (word.dirty & mask).count_ones();
             dense |= mask & !word.sparse != 0;
             sparse |= mask & word.sparse != 0;
         }
         if free {
             self.free_pages.0 += count.0;
+            self.dirty_free_pages.0 += dirty;
         } else {
             self.free_pages.0 -= count.0;
+            self.dirty_free_pages.0 -= dirty;
         }
         self.update(start, count, dense, sparse);
     }
@@ -561,6 +592,12 @@ mod tests {
         runs.release(PageIndex(190), PageCount(10));
         assert_eq!(runs.dirty_within(PageIndex(100), PageCount(200)), Some((PageIndex(130), PageCount(70))));
         assert_eq!(runs.dirty_within(PageIndex(132), PageCount(58)), None);
+        let next = |from, end| runs.next_dirty(PageIndex(from), PageIndex(end));
+        assert_eq!((next(0, 130), next(132, 190), next(200, 200)), (None, None, None));
+        assert_eq!(next(0, 500), Some((PageIndex(130), PageCount(2))));
+        assert_eq!(next(132, 500), Some((PageIndex(190), PageCount(10))));
+        assert_eq!(next(190, 192), Some((PageIndex(190), PageCount(2))));
+        assert_eq!(next(195, 300), Some((PageIndex(195), PageCount(5))));
         runs.check().unwrap();
     }
 

@@ -122,6 +122,10 @@ impl Summary {
         self.live_blocks -= self.cached_blocks;
         self.live_bytes -= self.cached_bytes;
         self.table_bytes += metadata::mapped_bytes();
+        #[cfg(feature = "hardened")]
+        {
+            self.table_bytes += crate::hardened::table_bytes(self.committed_bytes);
+        }
         self
     }
 }

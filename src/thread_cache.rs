@@ -106,6 +106,8 @@ pub(crate) struct ThreadCache {
     raised: Cell<bool>,
     #[cfg(feature = "hardened")]
     random: hardened::Random,
+    /// The thread that it is for.
+    owner: usize,
     /// Neighbours in the registry, which guards them.
     next: Cell<*const ThreadCache>,
     previous: Cell<*const ThreadCache>,
@@ -143,6 +145,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     raised: Cell::new(false),
     #[cfg(feature = "hardened")]
     random: hardened::Random::NONE,
+    owner: 0,
     next: Cell::new(ptr::null()),
     previous: Cell::new(ptr::null()),
     family: Cell::new(ptr::null()),
@@ -189,6 +192,13 @@ pub(crate) fn current<'a>() -> &'a ThreadCache {
     // SAFETY: the pointer leads to a sentinel or to this thread's cache, which lives until the thread's exit sets
     // another; no reference is kept across that.
     unsafe { &*tls::get() }
+}
+
+/// Whether the calling thread has had its cache, as it ends, or allocates while the loader relocates the program: then it can
+/// start no other.
+#[inline]
+pub(crate) fn is_to_have_none() -> bool {
+    ptr::eq(tls::get(), &raw const GONE.0)
 }
 
 /// Does `work` on the calling thread's cache; who interrupts it meanwhile finds none.
@@ -239,7 +249,12 @@ impl ThreadCache {
     /// Takes the block at `address` back if it is one of `class` and of this shard, and there is room for it.
     #[inline(always)]
     pub(crate) fn push(&self, class: ClassIndex, address: usize) -> bool {
-        self.serves(class, address) && self.push_checked(class, address)
+        if !self.serves(class, address) {
+            // Said once more here: left to itself, the compiler turns round which way it holds for likely.
+            fast::cold();
+            return false;
+        }
+        self.push_checked(class, address)
     }
 
     /// Whether the page table says that `address` is in a page of blocks of `class`, and of this shard.
@@ -333,7 +348,10 @@ impl ThreadCache {
         if slots.is_empty() {
             return alloc_uncached(heap, tag);
         }
-        let batch = used + guarded::before_next(slots.len().div_ceil(2) - used);
+        let most = slots.len().div_ceil(2) - used;
+        // Inside a component nothing is guarded.
+        let is_of_component = self.component() != ComponentIndex::NONE;
+        let batch = used + if is_of_component { most } else { guarded::before_next(most) };
         let taken = heap.refill(tag, &mut slots[used..batch], |slots, holds| {
             let flags = if holds == Contents::Zeros { UNMARKED | ZEROS } else { UNMARKED };
             slots.iter_mut().for_each(|slot| *slot |= flags);

@@ -3,7 +3,6 @@
 use crate::global::PageAllocator;
 use crate::guarded;
 use crate::heap::Heap;
-use crate::metadata;
 use crate::size_class::{BuildGeometry, Geometry as _};
 use crate::thread_cache;
 use crate::units::PageCount;
@@ -71,7 +70,7 @@ fn usage(heap: &Heap<BuildGeometry>) -> Usage {
     let bytes = |pages: PageCount| pages.bytes(BuildGeometry.page_shift());
     let active = bytes(summary.divided_pages) + bytes(summary.multi_pages) + guarded::held_bytes();
     let unpurged = bytes(heap.runs().dirty_free_pages()) + bytes(thread_cache::kept_pages());
-    let metadata = heap.table_bytes() + metadata::mapped_bytes();
+    let metadata = summary.table_bytes;
     Usage {
         allocated: summary.live_bytes + guarded::live_bytes(),
         active,

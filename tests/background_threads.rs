@@ -53,7 +53,7 @@ fn the_thread_that_writes_dumps_starts_in_a_program_with_much_thread_local_stora
 }
 
 #[test]
-fn blocks_that_are_freed_start_the_thread_that_gives_memory_back() {
+fn blocks_alone_start_the_thread_that_gives_memory_back() {
     let output = in_child(
         |command| _ = command.env("PMA_BACKGROUND_PURGE", "1"),
         || {

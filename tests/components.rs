@@ -674,6 +674,24 @@ fn dump_and_statistics_name_components() {
     assert_eq!((stats.divided_pages.get(), stats.multi_pages.get()), (1, 8));
 }
 
+#[test]
+fn a_name_stays_on_its_line() {
+    let output = in_child(
+        |_| (),
+        || {
+            let kept = Component::new("two\nlines: \u{1b}[1m, and \"é\"").enter(|| vec![1u8; 777]);
+            let mut dump = String::with_capacity(1 << 20);
+            HEAP.dump_to(&mut dump).unwrap();
+            let name = r#"two\nlines: \u{1b}[1m, and "é""#;
+            let ending = format!(";Component: {name};");
+            assert_eq!(dump.lines().filter(|line| line.ends_with(&ending)).count(), 1, "{dump}");
+            assert!(dump.contains(&format!("Component: {name}: ")), "{dump}");
+            drop(kept);
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
 /// Two components have a page each, in the same condition and side by side.
 #[test]
 fn pages_of_different_components_have_lines_of_their_own() {

@@ -1,6 +1,6 @@
 //! Guarded blocks: an overflow, an underflow or a use after free of one is a fault, and a line says of what.
 
-use page_memory_allocator::PageAllocator;
+use page_memory_allocator::{Component, PageAllocator};
 use std::alloc::{GlobalAlloc, Layout};
 use std::mem;
 use std::ops::Range;
@@ -323,6 +323,69 @@ fn an_earlier_handler_of_the_signal_is_called_as_before() {
     });
     assert_eq!(output.status.code(), Some(42), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("overflow at"));
+}
+
+#[test]
+fn an_earlier_handler_for_one_signal_only_is_called_once() {
+    extern "C" fn handler(_: libc::c_int) {
+        if SEEN.fetch_add(1, Relaxed) > 0 {
+            process::exit(43);
+        }
+        eprintln!("called");
+    }
+    let output = in_child(guard_one_in(50), || {
+        // SAFETY: zeros are a valid value of the struct; the handler returns to what faults again.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_RESETHAND;
+            libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
+        }
+        assert!(ends_a_page(guarded()));
+        // SAFETY: none, that is the point.
+        unsafe { std::hint::black_box(std::ptr::without_provenance_mut::<u8>(4096)).write_volatile(1) };
+    });
+    assert_eq!((output.status.signal(), text(&output.stderr)), (Some(libc::SIGSEGV), "called\n"));
+}
+
+#[test]
+fn what_lies_before_a_block_is_that_ones_though_the_one_before_was_freed() {
+    let output = in_child(guard_one_in(50), || {
+        // Such blocks begin where their slots do, which are taken one after the other.
+        let layout = Layout::new::<[u8; 64 << 10]>();
+        // SAFETY: the layout is the blocks', which are live; the last line has no excuse, that is the point.
+        unsafe {
+            let blocks: Vec<*mut u8> = (0..2_000).map(|_| HEAP.alloc(layout)).collect();
+            // Others lie side by side, or apart by more than a page.
+            let is_next = |before: *mut u8, block: *mut u8| {
+                block.addr().wrapping_sub(before.addr()) == layout.size() + page()
+            };
+            let pairs = blocks.iter().flat_map(|&before| blocks.iter().map(move |&block| (before, block)));
+            let (before, block) = pairs.into_iter().find(|&(before, block)| is_next(before, block)).unwrap();
+            HEAP.dealloc(before, layout);
+            block.sub(1).read_volatile();
+        }
+    });
+    let line = text(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{line}");
+    assert!(line.contains("underflow at") && line.contains(", 1 bytes before a block of 65536"), "{line}");
+}
+
+#[test]
+fn inside_components_caches_are_filled_as_without_guards() {
+    static PART: Component = Component::new("part");
+    let output = in_child(guard_one_in(1), || {
+        let held = |blocks: usize| {
+            let kept: Vec<*mut u8> = PART.enter(|| odd_blocks().take(blocks).collect());
+            let stats = PART.stats();
+            // SAFETY: the blocks are live, and of that layout.
+            kept.into_iter().for_each(|block| unsafe { HEAP.dealloc(block, ODD) });
+            stats
+        };
+        // Of a batch the first is handed out, and the rest waits.
+        assert!(held(1).cached_bytes >= 2 * ODD.size(), "{}", PART.stats());
+    });
+    assert_ended_well(&output);
 }
 
 #[test]

@@ -40,6 +40,6 @@ fn what_is_no_number_is_ignored() {
             assert!(kept.len() == 2000 && HEAP.stats().guarded.live_blocks > 0);
         },
     );
-    let said = "page_memory_allocator: PMA_GUARD_SAMPLE=often is ignored: it takes a number\n";
+    let said = "page_memory_allocator: PMA_GUARD_SAMPLE=often is ignored: it takes a number below 2^32\n";
     assert_eq!((output.status.success(), text(&output.stderr)), (true, said));
 }

@@ -415,6 +415,23 @@ fn a_run_that_was_freed_is_not_the_next() {
 }
 
 #[test]
+fn the_place_of_a_run_that_was_moved_is_not_the_next() {
+    // The longest that waits, and the shortest that is moved.
+    let (long, longer) = (run((1 << 20) / built::PAGE_SIZE), run((2 << 20) / built::PAGE_SIZE));
+    let (start, in_the_way) = (alloc(long), alloc(long));
+    // SAFETY: the runs are live, and freed with their layouts.
+    unsafe {
+        let moved = HEAP.realloc(start, long, longer.size());
+        assert_ne!(moved, start);
+        let next = alloc(long);
+        assert_eq!(next != start, HARDENED, "{next:p}");
+        free(moved, longer);
+        free(in_the_way, long);
+        free(next, long);
+    }
+}
+
+#[test]
 fn a_run_that_waits_is_known_to_be_free() {
     let twice = || {
         let start = alloc(run(5));

@@ -108,6 +108,6 @@ fn heaps_keep_the_contract_of_the_trait() {
     let of_the_build = HeapOptions::new().build().unwrap();
     keeps_the_contract(&of_the_build);
     is_empty(&of_the_build);
-    keeps_the_contract(&GLOBAL);
+    keeps_the_contract(GLOBAL);
     GLOBAL.check().unwrap();
 }

@@ -261,6 +261,20 @@ fn a_browser_shows_a_small_heap() {
 }
 
 #[test]
+fn a_browser_shows_the_heap_whatever_page_is_asked_for() {
+    let Some(browser) = browser() else { return };
+    let heap = filled(8, 512);
+    let directory = directory("wanted");
+    let file = directory.join("heap.html");
+    fs::write(&file, html_of(&heap)).unwrap();
+    for wanted in ["3", "99", "x", "1.5"] {
+        let url = format!("file://{}#page={wanted}&theme=light", file.display());
+        let dom = shown(&browser, &directory, &url, &["--dump-dom"]);
+        assert!(attribute(root(&dom), "data-ready").is_some(), "#page={wanted}");
+    }
+}
+
+#[test]
 fn a_browser_shows_a_heap_of_a_million_pages() {
     let Some(browser) = browser() else { return };
     let heap = filled(1_000_000, 512);

@@ -486,6 +486,71 @@ fn nor_are_those_in_the_cache_of_a_thread_that_sleeps() {
     });
 }
 
+/// Two threads are refused at a time, of which one takes from caches what the other then comes too late for.
+#[test]
+fn a_thread_that_comes_too_late_to_take_from_caches_asks_again() {
+    // SAFETY: a query.
+    if unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) } <= 0 {
+        println!("skipped: nothing can be taken from the caches of threads that sleep");
+        return;
+    }
+    const SLEEPERS: usize = 6;
+    const ROUNDS: usize = 40;
+    succeeds(narrow, || {
+        let meeting = Arc::new(Barrier::new(SLEEPERS + 2));
+        let at_once = Arc::new(Barrier::new(2));
+        let fill_a_cache = || {
+            for size in [512, 640, 768, 896, 1024, 2048, 4096] {
+                drop((0..100_000 / size).map(|_| vec![1u8; size]).collect::<Vec<_>>());
+            }
+        };
+        let sleepers = (0..SLEEPERS).map(|_| {
+            let meeting = Arc::clone(&meeting);
+            thread::spawn(move || {
+                for _ in 0..ROUNDS {
+                    fill_a_cache();
+                    meeting.wait();
+                    meeting.wait();
+                }
+            })
+        });
+        let sleepers: Vec<_> = sleepers.collect();
+        let page = move || {
+            let mut page = Vec::<u8>::new();
+            page.try_reserve_exact(built::PAGE_SIZE).map(|()| page)
+        };
+        let other = thread::spawn({
+            let (meeting, at_once) = (Arc::clone(&meeting), Arc::clone(&at_once));
+            move || {
+                for _ in 0..ROUNDS {
+                    meeting.wait();
+                    at_once.wait();
+                    let page = page();
+                    at_once.wait();
+                    meeting.wait();
+                    assert!(page.is_ok(), "the other thread is refused a page");
+                }
+            }
+        });
+        for _ in 0..ROUNDS {
+            let mut pages = Vec::with_capacity(2 * (64 << 20) / built::PAGE_SIZE);
+            meeting.wait();
+            let summary = HEAP.summary();
+            let used = summary.divided_pages.get() + summary.multi_pages.get();
+            pages.extend((used..(64 << 20) / built::PAGE_SIZE).map(|_| page().expect("it is free")));
+            at_once.wait();
+            let last = page();
+            at_once.wait();
+            assert!(last.is_ok(), "a thread is refused a page");
+            drop((pages, last));
+            HEAP.purge();
+            meeting.wait();
+        }
+        other.join().expect("the thread ends well");
+        sleepers.into_iter().for_each(|sleeper| sleeper.join().expect("the thread ends well"));
+    });
+}
+
 #[test]
 fn a_limit_bounds_the_address_space_that_is_reserved() {
     succeeds(

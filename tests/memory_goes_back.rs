@@ -26,6 +26,11 @@ static HEAP: PageAllocator = PageAllocator::new();
 
 const MIB: usize = 1 << 20;
 
+fn os_page_size() -> usize {
+    // SAFETY: sysconf has no preconditions.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
 /// About so many bytes in blocks and runs, written to.
 fn mixed_blocks(bytes: usize) -> Vec<Vec<u8>> {
     let mut random = Random::new(7);
@@ -51,6 +56,59 @@ fn nothing(_: &mut Command) {}
 
 fn set(command: &mut Command, variables: &[(&str, &str)]) {
     command.envs(variables.iter().copied());
+}
+
+#[test]
+fn what_is_in_use_and_what_is_kept_have_no_more_memory_together_than_the_limit() {
+    const LIMIT: usize = 64 * MIB;
+    /// Stacks, and the page table.
+    const BESIDE: usize = 3 * MIB;
+    let output = in_child(
+        |command| set(command, &[("PMA_LIMIT", "64M"), ("PMA_PURGE_MS", "never"), ("PMA_HUGE_PAGES", "0")]),
+        || {
+            let before = resident();
+            let keeps_to_the_limit = |what| {
+                let more = resident().saturating_sub(before);
+                assert!((48 * MIB..LIMIT + BESIDE).contains(&more), "{what}: {more}");
+            };
+            // 50 MiB in runs, of which some stay, so that 40 MiB do not fit in between.
+            let mut runs: Vec<Vec<u8>> = (0..50).map(|_| vec![1; MIB - 4096]).collect();
+            let mut number = 0;
+            runs.retain(|_| {
+                number += 1;
+                number % 8 == 0
+            });
+            let long = vec![1u8; 40 * MIB];
+            keeps_to_the_limit("a run");
+            drop((runs, long));
+
+            // 26 MiB in use, 4 more, 26 that have no memory since they went back, and 28 that were freed.
+            let with_a_gap = || {
+                HEAP.purge();
+                let (below, before_it, gap) = (vec![1u8; 26 * MIB], vec![1u8; 4 * MIB], vec![1u8; 26 * MIB]);
+                drop(below);
+                HEAP.purge();
+                let above = vec![1u8; 28 * MIB];
+                drop(gap);
+                HEAP.purge();
+                drop(above);
+                (vec![1u8; 26 * MIB], before_it)
+            };
+            let (below, mut grows) = with_a_gap();
+            let place = grows.as_ptr();
+            grows.resize(30 * MIB, 1);
+            assert_eq!(grows.as_ptr(), place);
+            keeps_to_the_limit("a run that grows");
+            drop((below, grows));
+
+            let runs = with_a_gap();
+            let blocks: Vec<Vec<u8>> = (0..25 * 1024).map(|_| vec![1; 1024]).collect();
+            keeps_to_the_limit("blocks");
+            drop((runs, blocks));
+            assert!(HEAP.check().is_ok());
+        },
+    );
+    assert_ended_well(&output);
 }
 
 #[test]
@@ -326,7 +384,7 @@ fn what_a_run_that_shrinks_gives_up_goes_back_although_nobody_allocates() {
 }
 
 #[test]
-fn the_background_thread_starts_with_the_first_free() {
+fn the_background_thread_is_there_before_the_process_is_idle() {
     // The process is idle long before the first period is over.
     let variables = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "10000")];
     let output = in_child(
@@ -627,6 +685,37 @@ fn memory_that_went_back_is_zero_and_memory_that_did_not_is_zeroed() {
         },
     );
     assert_ended_well(&output);
+}
+
+#[test]
+fn of_a_zeroed_run_what_had_no_memory_between_what_had_has_none() {
+    const PAGES: usize = 240;
+    let heap = HeapOptions::new().build().unwrap();
+    let page = Layout::new::<[u8; 64 << 10]>();
+    let run = Layout::from_size_align(PAGES * page.size(), 1).unwrap();
+    if heap.page_size() != page.size() || os_page_size() > page.size() {
+        return;
+    }
+    // SAFETY: the runs are live, as long as they are written and read, and freed with their layouts.
+    unsafe {
+        let pages: Vec<*mut u8> = (0..PAGES).map(|_| heap.alloc(page)).collect();
+        let (ends, between): (Vec<_>, Vec<_>) =
+            (0..PAGES).partition(|&number| [0, 1, PAGES / 2, PAGES - 1].contains(&number));
+        between.into_iter().for_each(|number| heap.dealloc(pages[number], page));
+        heap.purge();
+        for &number in &ends {
+            pages[number].write_bytes(1, page.size());
+            heap.dealloc(pages[number], page);
+        }
+        let zeroed = heap.alloc_zeroed(run);
+        assert_eq!(zeroed, pages[0]);
+        let mut resident = vec![0u8; run.size() / os_page_size()];
+        assert_eq!(libc::mincore(zeroed.cast(), run.size(), resident.as_mut_ptr()), 0);
+        let resident = resident.iter().filter(|&page| page & 1 != 0).count() * os_page_size();
+        assert_eq!(resident, ends.len() * page.size());
+        assert!((0..run.size()).all(|at| zeroed.add(at).read() == 0));
+        heap.dealloc(zeroed, run);
+    }
 }
 
 #[test]

@@ -370,6 +370,26 @@ fn what_is_sampled_in_a_component_is_the_components() {
 }
 
 #[test]
+fn samples_are_no_reason_to_refuse_what_a_component_may_have() {
+    sampling("64", || {
+        let small = Component::new("of little").limit(4 * 65536);
+        let mut kept = Vec::with_capacity(1000);
+        small.enter(|| kept.extend((0..1000).map(|_| vec![1u8; 256])));
+        let stats = small.stats();
+        assert!(stats.refusals == 0 && (256_000..=4 * 65536).contains(&stats.held_bytes), "{stats}");
+        drop(kept);
+        // Nearly all of it is taken, so that there is no room for samples.
+        let large = Component::new("of more").limit(8 * MIB);
+        let kept = large.enter(|| {
+            let run = vec![1u8; 8 * MIB - 2 * 65536];
+            (run, (0..500).map(|_| vec![1u8; 64]).collect::<Vec<_>>())
+        });
+        assert_eq!(large.stats().refusals, 0);
+        drop(kept);
+    });
+}
+
+#[test]
 fn what_a_sampled_block_of_a_component_has_room_for_stays() {
     sampling("1", || {
         // Aligned, so that the block has room for more OS pages than are asked for.

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{fs, mem, process, thread};
+use std::{fs, mem, process, ptr, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -108,6 +108,105 @@ fn the_report_at_exit_is_in_no_file_of_a_program_that_has_closed_all_descriptors
     assert!(output.status.success(), "{output:?}");
     assert!(text(&output.stderr).contains("live at exit"), "{output:?}");
     assert_eq!(fs::read_to_string(theirs).unwrap(), "");
+}
+
+/// Makes the child's standard error another file, as the data file of a daemon may be, which closes what it finds open.
+fn replace_standard_error(file: &fs::File, close_all: bool) {
+    // SAFETY: nobody uses the descriptors that are closed.
+    unsafe {
+        if close_all {
+            (file.as_raw_fd() + 1..1000).for_each(|descriptor| _ = libc::close(descriptor));
+        }
+        assert_eq!(libc::dup2(file.as_raw_fd(), libc::STDERR_FILENO), libc::STDERR_FILENO);
+    }
+}
+
+#[test]
+fn nothing_is_said_where_standard_error_was() {
+    for report in cases(&[false, true]) {
+        let mut theirs = PathBuf::new();
+        let output = in_child(
+            |command| {
+                let directory = directory(if report { "daemon-report" } else { "daemon-dump" });
+                theirs = directory.join("theirs");
+                command.env("PMA_DUMP_SIGNAL", "USR1").env(DIRECTORY, &directory).env("THEIRS", &theirs);
+                if report {
+                    command.env("PMA_REPORT", "exit");
+                }
+            },
+            || {
+                let file = fs::File::create(std::env::var_os("THEIRS").unwrap()).unwrap();
+                drop(black_box(vec![1u8; 1 << 20]));
+                replace_standard_error(&file, report);
+                signal();
+                dump(1);
+                // The line comes after the files.
+                thread::sleep(Duration::from_millis(200));
+            },
+        );
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(text(&output.stderr), "");
+        assert_eq!(fs::read_to_string(theirs).unwrap(), "");
+    }
+}
+
+#[test]
+fn a_child_process_that_closes_its_standard_error_keeps_nobody_waiting_for_its_end() {
+    let start = Instant::now();
+    let output = in_child(
+        |command| {
+            command.env("PMA_REPORT", "exit");
+        },
+        || {
+            // SAFETY: the child closes its streams and sleeps; it is ended by an alarm at the latest.
+            unsafe {
+                if libc::fork() == 0 {
+                    (0..3).for_each(|stream| _ = libc::close(stream));
+                    libc::alarm(60);
+                    libc::sleep(60);
+                    libc::_exit(0);
+                }
+            }
+        },
+    );
+    assert!(output.status.success() && text(&output.stderr).contains("live at exit"), "{output:?}");
+    assert!(start.elapsed() < Duration::from_secs(50), "its standard error was open");
+}
+
+#[test]
+fn a_report_that_nobody_reads_does_not_end_the_program() {
+    for is_blocked in cases(&[false, true]) {
+        let output = in_child(
+            |command| {
+                command.env("PMA_REPORT", "exit");
+                if is_blocked {
+                    command.env("BLOCKED", "1");
+                }
+            },
+            || {
+                let mut ends = [0; 2];
+                let is_blocked = std::env::var_os("BLOCKED").is_some();
+                // SAFETY: the pipe's ends are this process's, and the sets are initialised before they are used.
+                unsafe {
+                    libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+                    let (mut pipe, mut waiting) = (mem::zeroed(), mem::zeroed());
+                    libc::sigemptyset(&mut pipe);
+                    libc::sigaddset(&mut pipe, libc::SIGPIPE);
+                    if is_blocked {
+                        libc::pthread_sigmask(libc::SIG_BLOCK, &pipe, ptr::null_mut());
+                        libc::raise(libc::SIGPIPE);
+                    }
+                    assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+                    libc::close(ends[0]);
+                    libc::dup2(ends[1], libc::STDOUT_FILENO);
+                    HEAP.dump();
+                    libc::sigpending(&mut waiting);
+                    assert_eq!(libc::sigismember(&waiting, libc::SIGPIPE) == 1, is_blocked);
+                }
+            },
+        );
+        assert!(output.status.success(), "{output:?}");
+    }
 }
 
 #[test]
@@ -261,6 +360,30 @@ fn dumps_are_in_the_working_directory_unless_another_is_set() {
         );
         assert_eq!(text(&output.stderr).contains(&said), number == 2, "{output:?}");
     }
+}
+
+#[test]
+fn where_no_dump_can_be_written_the_directory_is_named() {
+    let missing = Path::new(env!("CARGO_TARGET_TMPDIR")).join("missing");
+    let output = in_child(
+        |command| {
+            let _ = fs::remove_dir_all(&missing);
+            command.env("PMA_DUMP_SIGNAL", "USR1").env(DIRECTORY, &missing);
+        },
+        || {
+            // Those that come while one is answered are one.
+            for _ in 0..100 {
+                signal();
+                thread::sleep(Duration::from_millis(5));
+            }
+            fs::create_dir(&missing).unwrap();
+            signal();
+            dump(1);
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
+    let said = format!("no dump is written, as there can be no new file in {}\n", missing.display());
+    assert!(text(&output.stderr).contains(&said), "{output:?}");
 }
 
 #[test]

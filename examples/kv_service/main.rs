@@ -25,7 +25,8 @@ static HEAP: PageAllocator = PageAllocator::new();
 const USUAL_LOAD: usize = 50_000;
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<String> =
+        env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let runtime = Runtime::new()?;
     let address = || match arguments.get(1) {
         Some(address) => address.parse::<SocketAddr>().map_err(|error| format!("{address}: {error}")),

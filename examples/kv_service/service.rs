@@ -118,7 +118,7 @@ fn figures(store: &Store) -> String {
     HEAP.components(|stats| {
         let _ = writeln!(text, "{stats}");
     });
-    let _ = writeln!(text, "The store was full {} times.", store.stats().refusals);
+    let _ = writeln!(text, "The store's limit was met {} times.", store.stats().refusals);
     text
 }
 

@@ -55,13 +55,29 @@ pub(crate) fn look() -> u8 {
         #[cfg(not(target_arch = "x86_64"))]
         let operators = &[];
         let seen = match are_ours(&MALLOC) {
-            true if are_ours(operators) => OURS,
+            true if are_ours(operators) && !are_in_another_library(operators) => OURS,
             false if are_ours(&[BESIDE]) => OTHERS_MALLOC,
             _ => OTHERS,
         };
         SEEN.store(seen, Relaxed);
     }
     SEEN.load(Relaxed)
+}
+
+/// Whether a library of the program, which is neither the one of C++ nor another allocator, has some of the operators: calls in
+/// there may lead to them.
+fn are_in_another_library(operators: &[&'static str]) -> bool {
+    // SAFETY: the names end in zeros.
+    let behind = |name: &str| library_of(unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) });
+    let of_cpp = behind("_ZSt15get_new_handlerv\0");
+    if of_cpp.is_null() {
+        return false;
+    }
+    let of_allocator = behind("malloc\0");
+    operators
+        .iter()
+        .map(|name| behind(name))
+        .any(|library| !library.is_null() && library != of_cpp && library != of_allocator)
 }
 
 /// The function of the program that has this name, with a zero behind it; null if there is none.

@@ -321,12 +321,31 @@ fn a_library_that_prefers_its_own_symbols_shares_the_allocator_all_the_same() {
 
 /// Runs a C program with the library, if there is a compiler.
 fn run_c(name: &str, arguments: &[&str]) {
+    run_c_with(name, arguments, &[]);
+}
+
+/// The same, in such an environment.
+fn run_c_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) {
     let program = made(name);
     if compile("cc", &format!("{name}.c"), arguments, &program) {
         let mut command = Command::new(program);
-        preload(&mut command, &[], &[]);
+        preload(command.envs(variables.iter().copied()), &[], &[]);
         assert_ended_well(&command.output().expect("the program can be started"));
     }
+}
+
+/// Options with which the allocator starts threads of its own.
+const WITH_THREADS: [(&str, &str); 2] = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_DUMP_SIGNAL", "USR1")];
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn no_thread_is_started_while_the_program_is_relocated() {
+    run_c_with("resolver", &[], &WITH_THREADS);
+}
+
+#[test]
+fn no_thread_is_started_while_the_c_library_frees_stacks() {
+    run_c_with("stacks", &["-pthread"], &WITH_THREADS);
 }
 
 #[test]
@@ -402,6 +421,23 @@ fn cpp_allocates_from_the_library_and_throws_when_it_has_no_more() {
 #[test]
 fn a_program_that_replaces_some_of_the_operators_of_cpp_has_all_of_them_to_itself() {
     run_cpp("operators_replaced");
+}
+
+#[test]
+fn so_has_a_program_whose_library_replaces_some() {
+    // With the library's own calls bound to what it has itself, as some systems do, and without.
+    for binding in ["-Wl,-Bsymbolic-functions", "-Wl,-O1"] {
+        let (library, program) = (made("libreplaced.so"), made("operators_from_library"));
+        if !compile("c++", "operators_of_library.cc", &["-shared", "-fPIC", binding], &library) {
+            return;
+        }
+        let library = library.to_str().expect("a path in UTF-8");
+        let directory = made("").display().to_string();
+        assert!(compile("c++", "operators_from_library.cc", &[library, "-Wl,-rpath", &directory], &program));
+        let mut command = Command::new(program);
+        preload(command.env("LD_LIBRARY_PATH", directory), &[], &[]);
+        assert_ended_well(&command.output().expect("the program can be started"));
+    }
 }
 
 /// A program that knows nothing of the library, on it; `None`, with a message, if it is not installed.

@@ -8,6 +8,8 @@ use crate::ledger::{Account, SoftLimitExceeded};
 use crate::metadata;
 use crate::shards::MOST_COMPONENTS;
 use crate::size_class::BuildGeometry;
+#[cfg(feature = "profile")]
+use crate::size_class::built;
 use crate::thread_cache::{self, ThreadCache, current};
 use crate::tls;
 use crate::units::ComponentIndex;
@@ -146,6 +148,26 @@ pub(crate) fn cuts() -> usize {
 /// A run for `layout`, of the component that the calling thread is in, within its limits.
 pub(crate) fn run_within_limits(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     within_limits(heap, || heap.alloc_run(current_component(), layout, zeroed))
+}
+
+/// A run for a sample of the component that the thread is in, or null. A block that is sampled has a page, and all of that is
+/// charged for: so it is not where a limit has few pages, and a refusal is none of the program's.
+#[cfg(feature = "profile")]
+pub(crate) fn sampled_run(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
+    const LEAST_LIMIT: usize = 64 * built::PAGE_SIZE;
+    let component = current_component();
+    let account = LEDGER.account(component);
+    let is_block = layout.size() <= built::LARGEST_CLASS;
+    if is_block && account.is_some_and(|account| account.limit().min(account.soft_limit()) < LEAST_LIMIT) {
+        return ptr::null_mut();
+    }
+    let run = heap.alloc_run(component, layout, zeroed);
+    if !run.is_null()
+        && let Some(account) = account
+    {
+        tell(component, account);
+    }
+    run
 }
 
 /// Does `alloc`, once more if it is refused after all that waits in this thread's caches is back in its pages; then

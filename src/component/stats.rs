@@ -2,7 +2,7 @@
 
 use super::LEDGER;
 use crate::global::{PageAllocator, heap};
-use crate::human::Bytes;
+use crate::human::{Bytes, Name};
 use crate::page_table::PageState;
 use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{BuildGeometry, Geometry as _};
@@ -112,7 +112,7 @@ pub(super) fn of(component: ComponentIndex) -> ComponentStats {
 
 impl PageAllocator {
     /// Calls `each` with what every [`Component`](crate::Component) holds, in the order in which they were first
-    /// entered. Nothing is allocated, and no lock is held while `each` is called.
+    /// used. Nothing is allocated, and no lock is held while `each` is called.
     ///
     /// ```
     /// use page_memory_allocator::PageAllocator;
@@ -139,7 +139,7 @@ impl fmt::Display for ComponentStats {
         let pages = self.divided_pages.get() + self.multi_pages.get();
         let (live, cached) = (Bytes(self.live_bytes), Bytes(self.cached_bytes));
         let arena = Bytes(pages * BuildGeometry.page_size());
-        write!(f, "{}: {live} live, {cached} cached, in {pages} pages ({arena})", self.name)?;
+        write!(f, "{}: {live} live, {cached} cached, in {pages} pages ({arena})", Name(self.name))?;
         match self.limit {
             Some(limit) => write!(f, ", at most {}", Bytes(limit)),
             None => Ok(()),

@@ -1,6 +1,7 @@
 //! The table itself: a line for each page, or for neighbours in the same condition.
 
 use crate::heap::Heap;
+use crate::human::Name;
 use crate::page_table::PageState;
 use crate::size_class::Geometry;
 use crate::spans::Span;
@@ -73,7 +74,7 @@ fn write_line<G: Geometry>(heap: &Heap<G>, span: Span, out: &mut dyn Write) -> f
         }
     }
     if span.owner != ComponentIndex::NONE {
-        write!(out, "Component: {};", heap.component_name(span.owner))?;
+        write!(out, "Component: {};", Name(heap.component_name(span.owner)))?;
     }
     out.write_str("\n")
 }

@@ -180,6 +180,7 @@ impl<G: Geometry> Heap<G> {
         self.note_divided(&runs, bin, page);
         self.table.claim_divided(&mut runs, bin, tag, page);
         self.settle_guards(&mut runs, page, PageCount(1));
+        self.keep_to_limit(&mut runs, page.plus(PageCount(1)));
         Some(page)
     }
 

@@ -44,8 +44,13 @@ enum Lack {
 impl<G: Geometry> Heap<G> {
     /// Whether the heap's limit allows for so many pages more.
     pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
+        self.pages_in_use(runs) + more.get() <= self.limit.get()
+    }
+
+    /// Pages in use that count for the heap's limit.
+    pub(super) fn pages_in_use(&self, runs: &Runs) -> usize {
         let used = runs.frontier().get() - runs.free_pages().get() - self.guards_in_use();
-        used - self.moving.load(Relaxed) + self.guarded_pages() + more.get() <= self.limit.get()
+        used - self.moving.load(Relaxed) + self.guarded_pages()
     }
 
     /// The most pages that may be in use.
@@ -109,13 +114,16 @@ impl<G: Geometry> Heap<G> {
             drop(runs);
         }
         let address = self.table.address_of(start);
-        if let Some((first, pages)) = dirty
-            && zeroed
-        {
+        let mut from = start;
+        while zeroed && dirty.is_some() {
+            // What is known of pages stays as it is while they are in use.
+            let next = self.runs().next_dirty(from, start.plus(count));
+            let Some((first, pages)) = next else { break };
             let start = self.table.address_of(first);
             let end = (address + layout.size()).min(start + pages.bytes(shift));
             // SAFETY: the range is part of the run, which nobody else has.
             unsafe { self.fill_with_zeros(start, end.saturating_sub(start)) };
+            from = first.plus(pages);
         }
         self.pointer(address)
     }
@@ -234,6 +242,7 @@ impl<G: Geometry> Heap<G> {
             self.table.release_multi(runs, start, count);
         }
         self.settle_guards(runs, start, count);
+        self.keep_to_limit(runs, start.plus(count));
         touchable.then_some(start)
     }
 
@@ -262,16 +271,16 @@ impl<G: Geometry> Heap<G> {
         let slack = (align >> shift).saturating_sub(1);
         let padded = PageCount(u32::try_from(count.get() + slack).ok()?);
         let found = if sparse { self.find_spacious(runs, padded) } else { self.find(runs, padded) };
-        found.map_or_else(
-            || self.aligned_from(runs, PageIndex(0), count, align),
-            |found| Some(self.aligned(found, align)),
-        )
+        found
+            .and_then(|found| self.aligned(found, align))
+            .or_else(|| self.aligned_from(runs, PageIndex(0), count, align))
     }
 
-    /// The first page from `page` on whose address `align` divides.
-    fn aligned(&self, page: PageIndex, align: usize) -> PageIndex {
-        let address = self.table.address_of(page).next_multiple_of(align);
-        PageIndex(((address - self.table.base()) >> self.geometry().page_shift()) as u32)
+    /// The first page from `page` on whose address `align` divides, be there such a page or not; `None` if there is no such
+    /// address.
+    fn aligned(&self, page: PageIndex, align: usize) -> Option<PageIndex> {
+        let address = self.table.address_of(page).checked_next_multiple_of(align)?;
+        u32::try_from((address - self.table.base()) >> self.geometry().page_shift()).ok().map(PageIndex)
     }
 
     /// The lowest run of `count` free pages, from `page` on, whose address `align` divides. Looks at one free range after
@@ -286,7 +295,7 @@ impl<G: Geometry> Heap<G> {
     ) -> Option<PageIndex> {
         while let Some((free, _)) = runs.next_free(page, PageCount(1)) {
             let (start, end) =
-                (self.aligned(free, align), free.plus(runs.free_from(free, PageCount(u32::MAX))));
+                (self.aligned(free, align)?, free.plus(runs.free_from(free, PageCount(u32::MAX))));
             if start < end && end.0 - start.0 >= count.0 {
                 return Some(start);
             }
@@ -494,6 +503,7 @@ impl<G: Geometry> Heap<G> {
         self.settle_guards(runs, head, if grown { new_count } else { count });
         if grown {
             self.settle_account(owner);
+            self.keep_to_limit(runs, head.plus(new_count));
         } else {
             self.credit_pages(owner, more);
         }
@@ -514,8 +524,11 @@ impl<G: Geometry> Heap<G> {
         match blank {
             Some(true) => runs.clean(tail, tail_count),
             Some(false) => {}
-            // A run of its own, and nobody's.
-            None => self.table.claim_multi(&mut runs, tail, tail_count),
+            // A run of its own, and nobody's, which counts as moved for good, so that there are few of them.
+            None => {
+                self.table.claim_multi(&mut runs, tail, tail_count);
+                self.moved.fetch_add(1, Relaxed);
+            }
         }
         self.settle_guards(&mut runs, head, new_count);
         self.settle_guards(&mut runs, tail, tail_count);
@@ -577,7 +590,9 @@ impl<G: Geometry> Heap<G> {
         // What is left of the old run has no memory.
         let mapping = self.table.mapping(&runs, head);
         if mapping == Mapping::Usual {
-            self.release_run(&mut runs, head, count, true);
+            if !self.quarantine(&mut runs, head, count, true) {
+                self.release_run(&mut runs, head, count, true);
+            }
         } else {
             self.mapped(mapping).fetch_sub(1, Relaxed);
             self.moved.fetch_add(1, Relaxed);

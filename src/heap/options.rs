@@ -26,6 +26,9 @@ impl fmt::Display for HeapError {
             HeapError::Capacity => {
                 "the capacity must be a positive multiple of the page size, and fewer than 2^32 - 1 pages"
             }
+            HeapError::Refused if cfg!(not(feature = "os")) => {
+                "there is no system to reserve memory: `build_in` takes some"
+            }
             HeapError::Refused => "the system refused the address space",
             HeapError::TooSmall => "the memory given has no room for a page and its tables",
         })

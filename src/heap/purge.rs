@@ -7,6 +7,7 @@
 use super::Heap;
 use super::progress::{Most, Progress};
 use crate::arena::HUGE_PAGE;
+use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::sys;
 use crate::units::{PageCount, PageIndex};
@@ -97,28 +98,48 @@ impl<G: Geometry> Heap<G> {
         if !self.has_whole_os_pages() {
             return progress;
         }
-        let (step, first_huge) = (self.step(), self.first_huge());
         loop {
             let mut runs = self.runs();
-            let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, step) else {
+            let Some((start, count)) = runs.dirty_free_from(from, unused == Unused::Idle, self.step()) else {
                 break;
             };
             if progress.has_done(most) {
                 progress.next = Some(start);
                 break;
             }
-            let shift = self.geometry().page_shift();
-            let (first, all) =
-                if start < first_huge { (start, count) } else { runs.with_clean(start, count, step) };
-            // SAFETY: the pages are free, and stay so while the runs are locked.
-            let purged = unsafe { sys::purge(self.at(first), all.bytes(shift)) };
-            if purged {
-                runs.clean(start, count);
-            }
-            progress.count_call(count.bytes(shift), purged);
+            let purged = self.purge_free(&mut runs, start, count);
+            progress.count_call(count.bytes(self.geometry().page_shift()), purged);
             from = start.plus(count);
         }
         progress
+    }
+
+    /// Gives back the memory of `count` dirty free pages, of one huge page at most.
+    fn purge_free(&self, runs: &mut Runs, start: PageIndex, count: PageCount) -> bool {
+        let is_huge = start >= self.first_huge();
+        let (first, all) = if is_huge { runs.with_clean(start, count, self.step()) } else { (start, count) };
+        // SAFETY: the pages are free, and stay so while the runs are locked.
+        let purged = unsafe { sys::purge(self.at(first), all.bytes(self.geometry().page_shift())) };
+        if purged {
+            runs.clean(start, count);
+        }
+        purged
+    }
+
+    /// After pages up to `end` were claimed, gives back the memory of so many free ones that these and the pages in use keep
+    /// to the heap's limit together: those above first, as low pages are the first to be claimed again.
+    #[inline]
+    pub(super) fn keep_to_limit(&self, runs: &mut Runs, end: PageIndex) {
+        let exceeds =
+            |runs: &Runs| self.pages_in_use(runs) + runs.dirty_free_pages().get() > self.limit.get();
+        if exceeds(runs) && self.has_whole_os_pages() {
+            for from in [end, PageIndex(0)] {
+                while exceeds(runs)
+                    && let Some((start, count)) = runs.dirty_free_from(from, false, self.step())
+                    && self.purge_free(runs, start, count)
+                {}
+            }
+        }
     }
 
     /// Gives back what free pages that are clean have of huge pages. Where others in these are in use, they are huge pages

@@ -384,7 +384,7 @@ at("rest").textContent = heap.heap.pages > SHOWN ? `${plural(heap.heap.pages - S
 readPaint();
 showParts();
 fit();
-choose(wanted.has("page") ? Number(wanted.get("page")) : -1);
+choose(/^\d+$/.test(wanted.get("page")) ? Math.min(Number(wanted.get("page")), heap.heap.pages - 1) : -1);
 setTheme(wanted.get("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 setMode(wanted.get("mode") || "state");
 showClasses();

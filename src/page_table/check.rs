@@ -5,10 +5,19 @@ use super::{Bin, Header, Mapping, PageTable, State, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::units::{PageCount, PageIndex};
+use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// An invariant that does not hold, and the page (or the first page concerned) where it was seen.
+///
+/// ```
+/// use page_memory_allocator::Violation;
+/// use page_memory_allocator::units::PageIndex;
+///
+/// let violation = Violation { what: "a page in use is free, too", page: PageIndex(3) };
+/// assert_eq!(violation.to_string(), "page 3: a page in use is free, too");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation {
     /// What should hold and does not.
@@ -16,6 +25,14 @@ pub struct Violation {
     /// Where.
     pub page: PageIndex,
 }
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "page {}: {}", self.page.0, self.what)
+    }
+}
+
+impl core::error::Error for Violation {}
 
 /// Totals of a verified table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -156,11 +156,32 @@ impl Function {
                 .any(|name| self.file.strip_suffix(name).is_some_and(|directory| directory.ends_with(start)))
         };
         let name = self.name.trim_start_matches('<');
+        // What enters a component, or is polled in one, is the program's, whose functions are called in it.
+        if name.starts_with("page_memory_allocator::component::") {
+            return false;
+        }
         let names =
             ["page_memory_allocator::", "backtrace::", "alloc::alloc::", "__rust_alloc", "__rust_realloc"];
         of_file(ours)
             || self.file.ends_with("library/alloc/src/alloc.rs")
             || self.file.contains("/backtrace-")
             || names.iter().any(|start| name.starts_with(start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_enters_a_component_is_no_way_into_the_allocator() {
+        let is_way_in =
+            |name: &str, file: &str| Function { name: name.into(), file: file.into(), line: 1 }.is_way_in();
+        assert!(is_way_in("<page_memory_allocator::global::PageAllocator>::alloc_slow", ""));
+        assert!(is_way_in("alloc_slow", file!().replace("profile/stacks.rs", "global.rs").as_str()));
+        assert!(is_way_in("__rust_alloc", ""));
+        assert!(!is_way_in("<page_memory_allocator::component::Component>::enter::<server::load>", ""));
+        assert!(!is_way_in("<page_memory_allocator::component::future::InComponent<F> as Future>::poll", ""));
+        assert!(!is_way_in("server::load", "src/main.rs"));
     }
 }

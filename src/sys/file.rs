@@ -2,6 +2,11 @@
 
 use super::interrupted;
 use core::ffi::CStr;
+use core::mem::ManuallyDrop;
+
+/// What tells a file from others as long as it is there: its device, and its number there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity(u64, u64);
 
 /// An open file, closed when dropped.
 #[derive(Debug)]
@@ -29,15 +34,24 @@ impl File {
         File::of(unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, LOWEST) })
     }
 
-    /// What tells the file from others as long as it is there: its device, and its number there. `None` if the descriptor
-    /// is closed: somebody may have closed it who closes all, and it may lead to another file since.
-    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
+    /// Leaves the file open, and says by which descriptor.
+    pub(crate) fn into_descriptor(self) -> libc::c_int {
+        ManuallyDrop::new(self).0
+    }
+
+    /// The file of a descriptor, which stays open.
+    pub(crate) fn lent(descriptor: libc::c_int) -> ManuallyDrop<File> {
+        ManuallyDrop::new(File(descriptor))
+    }
+
+    /// Which file it is. Who closes all descriptors may have opened another since.
+    pub(crate) fn identity(&self) -> Option<Identity> {
         // SAFETY: zeros are a valid value of the struct, which is written.
         let (failed, status) = unsafe {
             let mut status: libc::stat = core::mem::zeroed();
             (libc::fstat(self.0, &mut status), status)
         };
-        (failed == 0).then_some((status.st_dev, status.st_ino))
+        (failed == 0).then_some(Identity(status.st_dev, status.st_ino))
     }
 
     fn of(descriptor: libc::c_int) -> Option<File> {

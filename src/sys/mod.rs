@@ -79,19 +79,28 @@ pub(crate) fn write(stream: Stream, bytes: &[u8]) {
     write_all(stream as libc::c_int, bytes);
 }
 
-/// Writes all of `bytes` to a descriptor; false if it refuses some.
+/// Writes all of `bytes` to a descriptor; false if it refuses some. No signal says that nobody reads a pipe any more: the program
+/// has written nothing.
 fn write_all(descriptor: libc::c_int, mut bytes: &[u8]) -> bool {
+    signals::without(libc::SIGPIPE, || {
+        write_some(descriptor, &mut bytes);
+        !bytes.is_empty() && errno() == libc::EPIPE
+    });
+    bytes.is_empty()
+}
+
+/// Writes of `bytes` what the descriptor takes, and leaves the rest.
+fn write_some(descriptor: libc::c_int, bytes: &mut &[u8]) {
     while !bytes.is_empty() {
         // As in `sleep`: the C library's function is one in which threads are cancelled.
         // SAFETY: the slice is readable for its length.
         let written = unsafe { libc::syscall(libc::SYS_write, descriptor, bytes.as_ptr(), bytes.len()) };
         match usize::try_from(written) {
-            Ok(written) => bytes = &bytes[written.min(bytes.len())..],
+            Ok(written) => *bytes = &bytes[written.min(bytes.len())..],
             Err(_) if interrupted() => {}
-            Err(_) => return false,
+            Err(_) => return,
         }
     }
-    true
 }
 
 fn interrupted() -> bool {

@@ -77,6 +77,9 @@ extern "C" fn handle_fault(signal: libc::c_int, info: *mut libc::siginfo_t, cont
         },
         // SAFETY: what is neither is a handler, of the one type or the other.
         handler => unsafe {
+            if former.sa_flags & libc::SA_RESETHAND != 0 {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             if former.sa_flags & libc::SA_SIGINFO != 0 {
                 type WithInfo = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
                 core::mem::transmute::<usize, WithInfo>(handler)(signal, info, context);
@@ -84,6 +87,27 @@ extern "C" fn handle_fault(signal: libc::c_int, info: *mut libc::siginfo_t, cont
                 core::mem::transmute::<usize, extern "C" fn(libc::c_int)>(handler)(signal);
             }
         },
+    }
+}
+
+/// Does `work`, which returns whether it has raised `signal` for the calling thread; the program does not come to know of that.
+pub(crate) fn without(signal: libc::c_int, work: impl FnOnce() -> bool) {
+    /// Bytes of a set of signals, as the kernel has it.
+    const SET: usize = 8;
+    let no_time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the sets are initialised before they are used. What is raised while it is blocked waits to be taken.
+    unsafe {
+        let (mut blocked, mut before) = (core::mem::zeroed(), core::mem::zeroed());
+        libc::sigemptyset(&mut blocked);
+        libc::sigaddset(&mut blocked, signal);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &blocked, &mut before);
+        // If the program has blocked it itself, another may have waited there before.
+        if work() && libc::sigismember(&before, signal) == 0 {
+            // Not by the C library's function, in which threads are cancelled.
+            let nowhere = ptr::null_mut::<libc::siginfo_t>();
+            libc::syscall(libc::SYS_rt_sigtimedwait, &raw const blocked, nowhere, &raw const no_time, SET);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
     }
 }
 

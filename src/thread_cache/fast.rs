@@ -115,11 +115,10 @@ pub(super) unsafe fn pop(top: &AtomicPtr<AtomicUsize>) -> (*mut u8, bool) {
     }
 }
 
-/// Has the compiler lay out what comes here apart, so that a block that was used before needs no jump.
-#[cfg(not(feature = "hardened"))]
+/// Has the compiler lay out what comes here apart, so that what is usual needs no jump.
 #[cold]
 #[inline(always)]
-fn cold() {}
+pub(super) fn cold() {}
 
 /// Puts `address` on top; false if there is no room.
 ///

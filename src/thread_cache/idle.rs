@@ -79,11 +79,6 @@ impl ThreadCache {
         [&self.local, &self.remote].into_iter().flat_map(|stacks| classes().map(move |class| (stacks, class)))
     }
 
-    /// Whether nothing waits in it.
-    pub(super) fn is_empty(&self) -> bool {
-        self.kept_pages().0 == 0 && self.stacks().all(|(stacks, class)| stacks.held(class) == 0)
-    }
-
     /// Whether nothing can be taken from it, as far as can be seen from outside.
     fn has_nothing(&self) -> bool {
         self.kept_pages().0 == 0

@@ -53,6 +53,7 @@ impl ThreadCache {
             raised: Cell::new(false),
             #[cfg(feature = "hardened")]
             random: hardened::Random::new(),
+            owner: sys::this_thread(),
             next: Cell::new(ptr::null()),
             previous: Cell::new(ptr::null()),
             family: Cell::new(ptr::null()),

@@ -207,21 +207,22 @@ pub(crate) unsafe fn unlock_registry() {
 pub(crate) unsafe fn forget_other_threads() {
     // SAFETY: the caller's lock.
     let registry = unsafe { REGISTRY.leaked() };
-    registry.first = ptr::null();
+    let mut next = mem::replace(&mut registry.first, ptr::null());
     registry.walks = [ptr::null(); WALKS];
     registry.of_shard = [0; SHARDS];
     registry.set_count(0);
-    let current = current();
-    if current.is_sentinel() {
-        return;
-    }
-    Family::caches_of(current, |cache| {
-        // SAFETY: the caches of this thread are in no registry any more, and stay.
-        unsafe { registry.insert(cache) };
-        if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
-            *threads = 1;
+    // A signal handler that forks may have interrupted its thread where nothing else leads to its caches.
+    // SAFETY: caches in the registry are alive while it is locked.
+    while let Some(cache) = unsafe { next.as_ref() } {
+        next = cache.next.get();
+        if cache.owner == sys::this_thread() {
+            // SAFETY: the caches of this thread are in no registry any more, and stay.
+            unsafe { registry.insert(cache) };
+            if let Some(threads) = registry.of_shard.get_mut(cache.shard.0 as usize) {
+                *threads = 1;
+            }
         }
-    });
+    }
 }
 
 /// Pages of runs that all threads keep. Threads at work may change it meanwhile.
@@ -229,19 +230,15 @@ pub(crate) fn kept_pages() -> PageCount {
     PageCount(registry().caches().map(|cache| cache.kept_pages().0).sum())
 }
 
-/// Gives back all that waits in the calling thread's caches, and what can be taken from those of others. False if that was
-/// nothing.
+/// Gives back all that waits in the calling thread's caches, and what can be taken from those of others, as far as another thread
+/// has not taken it meanwhile: that does not tell whether there is more than before.
 #[cold]
-pub(crate) fn give_up_all(heap: &Heap<BuildGeometry>) -> bool {
+pub(crate) fn give_up_all(heap: &Heap<BuildGeometry>) {
     let cache = current();
-    let mut had_some = false;
     if !cache.is_sentinel() {
-        Family::caches_of(cache, |cache| {
-            had_some |= !cache.is_empty();
-            cache.flush(heap);
-        });
+        Family::caches_of(cache, |cache| cache.flush(heap));
     }
-    take_from_all(heap, Unused::All) > 0 || had_some
+    take_from_all(heap, Unused::All);
 }
 
 /// What all thread caches hold.
@@ -267,5 +264,32 @@ pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
     for cache in registry().caches() {
         let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
         bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
+    }
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use crate::thread_cache::{ThreadCache, apart};
+    use core::alloc::{GlobalAlloc, Layout};
+
+    #[test]
+    fn a_thread_that_forks_out_of_a_slow_path_keeps_its_cache() {
+        const ALLOCATOR: crate::PageAllocator = crate::PageAllocator::new();
+        let layout = Layout::new::<[u8; 100]>();
+        // SAFETY: the block is freed once, with its layout.
+        unsafe { ALLOCATOR.dealloc(ALLOCATOR.alloc(layout), layout) };
+        let own: *const ThreadCache = current();
+        // SAFETY: the child does nothing but look at the registry, and ends.
+        let child = apart(|| unsafe { libc::fork() });
+        if child == 0 {
+            let is_kept = registry().caches().map(ptr::from_ref).eq([own]);
+            // SAFETY: as above.
+            unsafe { libc::_exit(if is_kept { 0 } else { 1 }) };
+        }
+        let mut status = -1;
+        // SAFETY: the status is written.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
     }
 }
