@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering::Relaxed;
 /// An invariant that does not hold, and the page (or the first page concerned) where it was seen.
 ///
 /// ```
-/// use page_memory_allocator::Violation;
+/// use page_memory_allocator::page_table::Violation;
 /// use page_memory_allocator::units::PageIndex;
 ///
 /// let violation = Violation { what: "a page in use is free, too", page: PageIndex(3) };
