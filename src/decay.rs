@@ -82,11 +82,18 @@ pub(crate) fn passes() -> u32 {
 /// library frees with the list of its threads' stacks locked, which it locks to start one; it does not allocate so.
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
-    if first_use::heap().is_some() && !thread_cache::is_to_have_none() {
-        report::tick();
-        start_wanted_thread();
+    if report::is_to_start_thread() || THREAD.load(Relaxed) == WANTED {
+        start_threads();
     }
     go_on(heap);
+}
+
+#[cold]
+fn start_threads() {
+    if first_use::heap().is_some() && !thread_cache::is_to_have_none() {
+        report::start_thread();
+        start_thread();
+    }
 }
 
 #[inline]
@@ -110,13 +117,6 @@ pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
 #[inline]
 pub(crate) fn tick_cached() {
     tell_thread();
-}
-
-#[inline]
-fn start_wanted_thread() {
-    if THREAD.load(Relaxed) == WANTED {
-        start_thread();
-    }
 }
 
 /// Has the background thread, if there is one, know that somebody came by.

@@ -74,12 +74,10 @@ pub(crate) fn start() {
     }
 }
 
-/// To be called now and then, on slow paths without locks: starts the thread, once.
+/// Whether somebody is to [start](start_thread) the thread.
 #[inline]
-pub(crate) fn tick() {
-    if WANTED.load(Relaxed) {
-        start_thread();
-    }
+pub(crate) fn is_to_start_thread() -> bool {
+    WANTED.load(Relaxed)
 }
 
 /// Goes on in a child process, which has no thread but the one that forked.
@@ -105,8 +103,9 @@ fn as_it_was(descriptor: i32) -> Option<ManuallyDrop<File>> {
     (file.identity()? == *STANDARD_ERROR.get()?).then_some(file)
 }
 
+/// Starts the thread, once, if it is to be there.
 #[cold]
-fn start_thread() {
+pub(crate) fn start_thread() {
     if WANTED.swap(false, Relaxed) && !sys::spawn(answer_signals) {
         // It is not tried again: that is for every slow path to do.
         let mut line = Line::new();

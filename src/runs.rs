@@ -148,7 +148,7 @@ impl<'s> Runs<'s> {
     pub fn soil(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
             let word = &mut self.words[word];
-            self.dirty_free_pages.0 += (word.free & !word.dirty & mask).count_ones();
+            self.dirty_free_pages.0 += ones(word.free & !word.dirty & mask);
             word.dirty |= mask;
         }
     }
@@ -231,7 +231,9 @@ impl<'s> Runs<'s> {
     /// Takes `count` free pages from `start` on.
     pub fn claim(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
-            self.words[word].idle &= !mask;
+            let word = &mut self.words[word];
+            self.dirty_free_pages.0 -= ones(word.dirty & mask);
+            word.idle &= !mask;
         }
         self.set(start, count, false);
     }
@@ -240,13 +242,14 @@ impl<'s> Runs<'s> {
     pub fn release(&mut self, start: PageIndex, count: PageCount) {
         self.soil(start, count);
         self.set(start, count, true);
+        self.dirty_free_pages.0 += count.0;
     }
 
     /// Notes that `count` pages from `start` on, free or not, read as zeros and have no memory.
     pub fn clean(&mut self, start: PageIndex, count: PageCount) {
         for (word, mask) in words_of(start, count) {
             let word = &mut self.words[word];
-            self.dirty_free_pages.0 -= (word.free_and_dirty() & mask).count_ones();
+            self.dirty_free_pages.0 -= ones(word.free_and_dirty() & mask);
             word.dirty &= !mask;
             word.idle &= !mask;
         }
@@ -420,7 +423,7 @@ impl<'s> Runs<'s> {
 
     /// Marks pages free or not, and brings the summaries above them up to date.
     fn set(&mut self, start: PageIndex, count: PageCount, free: bool) {
-        let (mut dense, mut sparse, mut dirty) = (false, false, 0);
+        let (mut dense, mut sparse) = (false, false);
         for (word, mask) in words_of(start, count) {
             let word = &mut self.words[word];
             debug_assert_eq!(
@@ -429,16 +432,13 @@ impl<'s> Runs<'s> {
                 "pages claimed or released twice"
             );
             word.free = if free { word.free | mask } else { word.free & !mask };
-            dirty += (word.dirty & mask).count_ones();
             dense |= mask & !word.sparse != 0;
             sparse |= mask & word.sparse != 0;
         }
         if free {
             self.free_pages.0 += count.0;
-            self.dirty_free_pages.0 += dirty;
         } else {
             self.free_pages.0 -= count.0;
-            self.dirty_free_pages.0 -= dirty;
         }
         self.update(start, count, dense, sparse);
     }
@@ -453,6 +453,16 @@ impl<'s> Runs<'s> {
             self.sparse.update(first, last, |word| self.words[word].free_and_sparse());
         }
     }
+}
+
+/// The number of bits that are set. Mostly they lie side by side, or there are none: to count others takes long where the processor
+/// has no instruction for it, or may not be taken to have one.
+fn ones(bits: u64) -> u32 {
+    if bits == 0 {
+        return 0;
+    }
+    let low = bits >> bits.trailing_zeros();
+    if low & low.wrapping_add(1) == 0 { low.trailing_ones() } else { bits.count_ones() }
 }
 
 /// The bitmap words that `count` pages from `start` on lie in, each with the mask of those pages.

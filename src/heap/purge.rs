@@ -130,15 +130,20 @@ impl<G: Geometry> Heap<G> {
     /// to the heap's limit together: those above first, as low pages are the first to be claimed again.
     #[inline]
     pub(super) fn keep_to_limit(&self, runs: &mut Runs, end: PageIndex) {
+        if self.limit < self.table.capacity() && self.has_whole_os_pages() {
+            self.purge_beyond_limit(runs, end);
+        }
+    }
+
+    #[cold]
+    fn purge_beyond_limit(&self, runs: &mut Runs, end: PageIndex) {
         let exceeds =
             |runs: &Runs| self.pages_in_use(runs) + runs.dirty_free_pages().get() > self.limit.get();
-        if exceeds(runs) && self.has_whole_os_pages() {
-            for from in [end, PageIndex(0)] {
-                while exceeds(runs)
-                    && let Some((start, count)) = runs.dirty_free_from(from, false, self.step())
-                    && self.purge_free(runs, start, count)
-                {}
-            }
+        for from in [end, PageIndex(0)] {
+            while exceeds(runs)
+                && let Some((start, count)) = runs.dirty_free_from(from, false, self.step())
+                && self.purge_free(runs, start, count)
+            {}
         }
     }
 
