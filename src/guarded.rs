@@ -396,14 +396,13 @@ fn report(address: usize) {
         return;
     }
     let (mut record, slot) = slot_of(address.max(first));
-    // The page between two slots is behind the one and before the other: of what lies at its end, the one that is live tells.
-    if address >= slot + ROOM
-        && record.state.load(Relaxed) != LIVE
-        && holds(slot + stride())
-        && let (above, next) = slot_of(slot + stride())
-        && (above.state.load(Relaxed), above.address.load(Relaxed) < next + sys::page_size()) == (LIVE, true)
-    {
-        record = above;
+    // The page between two slots is behind the one, and before the other if its block begins where the slot does.
+    if address >= slot + ROOM && record.state.load(Relaxed) != LIVE && holds(slot + stride()) {
+        let (above, next) = slot_of(slot + stride());
+        let is_beside = above.address.load(Relaxed) < next + sys::page_size();
+        if above.state.load(Relaxed) == LIVE && is_beside {
+            record = above;
+        }
     }
     let block = record.address.load(Relaxed);
     let (state, end) = (record.state.load(Relaxed), block + record.size.load(Relaxed));

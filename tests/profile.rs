@@ -378,14 +378,17 @@ fn samples_are_no_reason_to_refuse_what_a_component_may_have() {
         let stats = small.stats();
         assert!(stats.refusals == 0 && (256_000..=4 * 65536).contains(&stats.held_bytes), "{stats}");
         drop(kept);
-        // Nearly all of it is taken, so that there is no room for samples.
+        // What is left is the program's, to the last block.
         let large = Component::new("of more").limit(8 * MIB);
-        let kept = large.enter(|| {
-            let run = vec![1u8; 8 * MIB - 2 * 65536];
-            (run, (0..500).map(|_| vec![1u8; 64]).collect::<Vec<_>>())
-        });
-        assert_eq!(large.stats().refusals, 0);
-        drop(kept);
+        let mut kept = Vec::with_capacity(1000);
+        let run = large.enter(|| vec![1u8; 8 * MIB - 2 * 65536]);
+        large.enter(|| kept.extend((0..500).map(|_| vec![1u8; 256])));
+        let stats = large.stats();
+        assert!(stats.refusals == 0 && stats.held_bytes >= run.len() + 500 * 256, "{stats}");
+        // A run that is sampled, and refused, is refused once.
+        let refused = large.enter(|| Vec::<u8>::new().try_reserve_exact(MIB));
+        assert!(refused.is_err());
+        assert_eq!(large.stats().refusals, 1);
     });
 }
 

@@ -151,14 +151,20 @@ pub(crate) fn run_within_limits(heap: &Heap<BuildGeometry>, layout: Layout, zero
 }
 
 /// A run for a sample of the component that the thread is in, or null. A block that is sampled has a page, and all of that is
-/// charged for: so it is not where a limit has few pages, and a refusal is none of the program's.
+/// charged for: so none is where a limit has few pages, or an eighth of it at most is left to the program. A refusal is none of
+/// the program's.
 #[cfg(feature = "profile")]
 pub(crate) fn sampled_run(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
     const LEAST_LIMIT: usize = 64 * built::PAGE_SIZE;
+    const LEFT_SHARE: usize = 8;
     let component = current_component();
     let account = LEDGER.account(component);
-    let is_block = layout.size() <= built::LARGEST_CLASS;
-    if is_block && account.is_some_and(|account| account.limit().min(account.soft_limit()) < LEAST_LIMIT) {
+    let is_scarce = |account: &Account| {
+        let limit = account.limit();
+        limit.min(account.soft_limit()) < LEAST_LIMIT
+            || limit.saturating_sub(account.held()) < limit / LEFT_SHARE + built::PAGE_SIZE
+    };
+    if layout.size() <= built::LARGEST_CLASS && account.is_some_and(is_scarce) {
         return ptr::null_mut();
     }
     let run = heap.alloc_run(component, layout, zeroed);

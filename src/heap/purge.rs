@@ -2,7 +2,8 @@
 //! and what lies behind the end of runs.
 //!
 //! A page is locked while its memory is given back, and what is done under one lock is at most [`STEP`] bytes: a
-//! thread that waits for it waits for a fraction of a millisecond. What went back is known to be zero.
+//! thread that waits for it waits for a fraction of a millisecond. But who allocates where the heap has as much memory as its limit
+//! allows gives back as much as it takes. What went back is known to be zero.
 
 use super::Heap;
 use super::progress::{Most, Progress};
