@@ -147,7 +147,7 @@ fn free_while_the_thread_goes_to_sleep() {
         let options = Options { purge_after_ms: Some(2), background_purge: true };
         let heap: &'static Heap<BuildGeometry> = first_use::make_heap(&options).expect("it can be made");
         // Starts the thread.
-        decay::tick_freed(heap);
+        decay::tick(heap);
         // It has seen that somebody came by.
         decay::pass_of_thread(heap, 0);
         let background = thread::spawn(move || {

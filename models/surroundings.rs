@@ -240,6 +240,9 @@ pub(crate) mod size_class {
 
 pub(crate) mod thread_cache {
     pub(crate) fn exit_key() {}
+    pub(crate) fn is_to_have_none() -> bool {
+        false
+    }
     pub(crate) fn lock_registry() {}
     pub(crate) unsafe fn unlock_registry() {}
     pub(crate) unsafe fn forget_other_threads() {}
@@ -268,6 +271,9 @@ pub(crate) mod profile {
 
 pub(crate) mod report {
     pub(crate) fn start() {}
-    pub(crate) fn tick() {}
+    pub(crate) fn is_to_start_thread() -> bool {
+        false
+    }
+    pub(crate) fn start_thread() {}
     pub(crate) unsafe fn after_fork() {}
 }
