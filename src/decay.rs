@@ -85,7 +85,7 @@ pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
     if report::is_to_start_thread() || THREAD.load(Relaxed) == WANTED {
         start_threads();
     }
-    go_on(heap);
+    tick_freed(heap);
 }
 
 #[cold]
@@ -96,19 +96,14 @@ fn start_threads() {
     }
 }
 
+/// [`tick`] where blocks or runs have just been freed.
 #[inline]
-fn go_on(heap: &Heap<BuildGeometry>) {
+pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
     tell_thread();
     let due = DUE.load(Relaxed);
     if due != NEVER && sys::milliseconds() >= due {
         pass(heap, due);
     }
-}
-
-/// [`tick`] where blocks or runs have just been freed.
-#[inline]
-pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
-    go_on(heap);
 }
 
 /// [`tick_freed`] where that went no further than the thread's cache: the clock is looked at when it leaves that, or somebody
