@@ -300,6 +300,17 @@ fn a_child_process_has_its_own_guarded_blocks() {
 /// What an earlier handler saw.
 static SEEN: AtomicUsize = AtomicUsize::new(0);
 
+/// Installs a handler of the type that the flags say, for faults that are what is tested.
+fn handle_faults(handler: libc::sighandler_t, flags: libc::c_int) {
+    // SAFETY: zeros are a valid value of the struct.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        action.sa_flags = flags;
+        assert_eq!(libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut()), 0);
+    }
+}
+
 #[test]
 fn an_earlier_handler_of_the_signal_is_called_as_before() {
     extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -308,13 +319,7 @@ fn an_earlier_handler_of_the_signal_is_called_as_before() {
         process::exit(if address == SEEN.load(Relaxed) { 42 } else { 43 });
     }
     let output = in_child(guard_one_in(100_000), || {
-        // SAFETY: zeros are a valid value of the struct, and the handler ends the process.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO;
-            libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
-        }
+        handle_faults(handler as *const () as usize, libc::SA_SIGINFO);
         let block = (0..20).map(|_| guarded()).find(|&block| ends_a_page(block)).expect("one is guarded");
         let behind = block.wrapping_add(100);
         SEEN.store(behind.addr(), Relaxed);
@@ -334,13 +339,7 @@ fn an_earlier_handler_for_one_signal_only_is_called_once() {
         eprintln!("called");
     }
     let output = in_child(guard_one_in(100_000), || {
-        // SAFETY: zeros are a valid value of the struct; the handler returns to what faults again.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_RESETHAND;
-            libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
-        }
+        handle_faults(handler as *const () as usize, libc::SA_RESETHAND);
         // Not before that a guarded block, with which the allocator's handler is installed.
         assert!((0..20).map(|_| guarded()).any(ends_a_page));
         // SAFETY: none, that is the point.

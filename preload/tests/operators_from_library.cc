@@ -14,7 +14,7 @@ int main()
 		::operator delete(::operator new(sizeof(int)));
 	}
 	if (count() != 6000) {
-		std::fprintf(stderr, "%d blocks were made by the library's operators\n", count());
+		std::fprintf(stderr, "%d blocks were made and freed by the library's operators\n", count());
 		return 1;
 	}
 	return 0;
