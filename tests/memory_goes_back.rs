@@ -4,20 +4,18 @@
 mod background;
 #[path = "common/child.rs"]
 mod child;
-#[path = "common/random.rs"]
-mod random;
+#[path = "common/load.rs"]
+mod load;
 #[path = "common/resident.rs"]
 mod resident;
 
-use background::{OF_THE_HARNESS, becomes_true, threads};
+use background::becomes_true;
 use child::{assert_ended_well, in_child};
+use load::random::Random;
+use load::{free_shuffled, mixed_blocks};
 use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
-use random::Random;
 use resident::resident;
 use std::alloc::{GlobalAlloc, Layout};
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use std::{hint, ptr, thread};
 
@@ -31,40 +29,15 @@ fn os_page_size() -> usize {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
-/// About so many bytes in blocks and runs, written to.
-fn mixed_blocks(bytes: usize) -> Vec<Vec<u8>> {
-    let mut random = Random::new(7);
-    let (mut blocks, mut sum) = (Vec::new(), 0);
-    while sum < bytes {
-        let shift = 4 + random.below(15);
-        let len = (1 << shift) + random.below(1 << shift);
-        blocks.push(vec![1; len]);
-        sum += len;
-    }
-    blocks
-}
-
-/// Frees blocks in an order of chance.
-fn free_shuffled<T>(mut blocks: Vec<T>) {
-    let mut random = Random::new(8);
-    while !blocks.is_empty() {
-        drop(blocks.swap_remove(random.below(blocks.len())));
-    }
-}
-
-fn nothing(_: &mut Command) {}
-
-fn set(command: &mut Command, variables: &[(&str, &str)]) {
-    command.envs(variables.iter().copied());
-}
-
 #[test]
 fn what_is_in_use_and_what_is_kept_have_no_more_memory_together_than_the_limit() {
     const LIMIT: usize = 64 * MIB;
     /// Stacks, and the page table.
     const BESIDE: usize = 3 * MIB;
     let output = in_child(
-        |command| set(command, &[("PMA_LIMIT", "64M"), ("PMA_PURGE_MS", "never"), ("PMA_HUGE_PAGES", "0")]),
+        |command| {
+            _ = command.envs([("PMA_LIMIT", "64M"), ("PMA_PURGE_MS", "never"), ("PMA_HUGE_PAGES", "0")])
+        },
         || {
             let before = resident();
             let keeps_to_the_limit = |what| {
@@ -114,7 +87,7 @@ fn what_is_in_use_and_what_is_kept_have_no_more_memory_together_than_the_limit()
 #[test]
 fn what_was_freed_goes_back_when_asked_for() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
         || {
             let before = resident();
             let blocks = mixed_blocks(256 * MIB);
@@ -133,22 +106,25 @@ fn what_was_freed_goes_back_when_asked_for() {
 
 #[test]
 fn parts_of_pages_go_back_while_blocks_beside_them_live() {
-    let output = in_child(nothing, || {
-        let mut blocks = vec![Some(Box::new([1u8; 8192])); 8 * 1000];
-        let (before, mut kept) = (resident(), Vec::new());
-        for (number, block) in blocks.iter_mut().enumerate() {
-            let block = block.take();
-            if number % 8 == 0 {
-                kept.extend(block);
+    let output = in_child(
+        |_| (),
+        || {
+            let mut blocks = vec![Some(Box::new([1u8; 8192])); 8 * 1000];
+            let (before, mut kept) = (resident(), Vec::new());
+            for (number, block) in blocks.iter_mut().enumerate() {
+                let block = block.take();
+                if number % 8 == 0 {
+                    kept.extend(block);
+                }
             }
-        }
-        HEAP.purge();
-        let gone = before - resident();
-        // Seven of eight blocks, whose first and last OS pages are theirs alone.
-        assert!(gone > 7 * 1000 * 8192 * 9 / 10, "{gone}");
-        assert!(kept.iter().all(|block| **block == [1; 8192]));
-        HEAP.check().unwrap();
-    });
+            HEAP.purge();
+            let gone = before - resident();
+            // Seven of eight blocks, whose first and last OS pages are theirs alone.
+            assert!(gone > 7 * 1000 * 8192 * 9 / 10, "{gone}");
+            assert!(kept.iter().all(|block| **block == [1; 8192]));
+            HEAP.check().unwrap();
+        },
+    );
     assert_ended_well(&output);
 }
 
@@ -161,7 +137,7 @@ fn runs_with_gaps() -> Vec<Vec<u8>> {
 #[test]
 fn pages_that_were_never_used_in_huge_pages_that_were_go_back_when_asked_for() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
         || {
             let before = resident();
             let mut runs = runs_with_gaps();
@@ -181,7 +157,7 @@ fn pages_that_were_never_used_in_huge_pages_that_were_go_back_when_asked_for() {
 #[test]
 fn huge_pages_that_are_free_as_a_whole_go_back_on_slow_paths() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "50")]),
+        |command| _ = command.env("PMA_PURGE_MS", "50"),
         || {
             let before = resident();
             drop(runs_with_gaps());
@@ -199,7 +175,7 @@ fn huge_pages_that_are_free_as_a_whole_go_back_on_slow_paths() {
 #[test]
 fn free_memory_goes_back_on_the_slow_paths_of_any_thread() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "50")]),
+        |command| _ = command.env("PMA_PURGE_MS", "50"),
         || {
             let before = resident();
             free_shuffled(mixed_blocks(128 * MIB));
@@ -219,7 +195,7 @@ fn free_memory_goes_back_on_the_slow_paths_of_any_thread() {
 fn parts_of_the_pages_of_a_large_heap_go_back_in_a_few_periods() {
     const PAGES: usize = 12_000;
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "2000")]),
+        |command| _ = command.env("PMA_PURGE_MS", "2000"),
         || {
             // Two to a page.
             let mut blocks: Vec<Vec<u8>> = (0..2 * PAGES).map(|_| Vec::with_capacity(32 << 10)).collect();
@@ -248,7 +224,7 @@ fn parts_of_the_pages_of_a_large_heap_go_back_in_a_few_periods() {
 fn free_memory_goes_back_while_the_pages_of_a_large_heap_are_looked_at() {
     const PAGES: usize = 16_000;
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "100")]),
+        |command| _ = command.env("PMA_PURGE_MS", "100"),
         || {
             let slow_path = || _ = hint::black_box(vec![0u8; 100_000]);
             // Two to a page. They are in use, and looked at twice, 1,024 at a time.
@@ -273,7 +249,7 @@ fn free_memory_goes_back_while_the_pages_of_a_large_heap_are_looked_at() {
 #[test]
 fn what_the_system_refuses_to_take_is_not_in_the_way_of_what_it_takes() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "50")]),
+        |command| _ = command.env("PMA_PURGE_MS", "50"),
         || {
             let mut runs: Vec<Option<Vec<u8>>> = (0..700).map(|_| Some(vec![1u8; 40_000])).collect();
             let behind = vec![1u8; 32 * MIB];
@@ -301,7 +277,7 @@ fn what_the_system_refuses_to_take_is_not_in_the_way_of_what_it_takes() {
 #[test]
 fn nothing_goes_back_by_itself_if_that_is_turned_off() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
         || {
             let before = resident();
             drop(vec![1u8; 64 * MIB]);
@@ -316,257 +292,9 @@ fn nothing_goes_back_by_itself_if_that_is_turned_off() {
 }
 
 #[test]
-fn with_the_background_thread_memory_goes_back_although_nobody_allocates() {
-    let output = in_child(
-        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "60")]),
-        || {
-            let before = resident();
-            free_shuffled(mixed_blocks(256 * MIB));
-            assert_eq!(threads(), OF_THE_HARNESS + 1);
-            // Reading the resident size allocates. So it is read twice.
-            thread::sleep(Duration::from_secs(2));
-            let first = resident() - before;
-            assert!(first < 16 * MIB, "{first}");
-            // Once asleep, it is woken.
-            thread::sleep(Duration::from_secs(1));
-            drop(vec![1u8; 64 * MIB]);
-            thread::sleep(Duration::from_secs(1));
-            assert!(resident() - before < 16 * MIB, "{}", resident() - before);
-            assert_eq!(threads(), OF_THE_HARNESS + 1);
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn what_is_freed_while_the_thread_is_about_to_sleep_goes_back() {
-    let output = in_child(
-        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "40")]),
-        || {
-            // It sleeps after some periods of 20 ms: the blocks are freed before that, after that, and in between.
-            for milliseconds in (0..200).step_by(8) {
-                let mut blocks = vec![Some(Box::new([1u8; 256])); 8 * MIB / 256];
-                drop(vec![1u8; MIB]);
-                let before = resident();
-                thread::sleep(Duration::from_millis(milliseconds));
-                for (number, block) in blocks.iter_mut().enumerate() {
-                    // Some are left of each page.
-                    if number % 128 != 0 {
-                        *block = None;
-                    }
-                }
-                let goes_back = becomes_true(|| before.saturating_sub(resident()) > 5 * MIB);
-                assert!(goes_back, "after {milliseconds} ms: {before} then, {} now", resident());
-            }
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn what_a_run_that_shrinks_gives_up_goes_back_although_nobody_allocates() {
-    let output = in_child(
-        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
-        || {
-            let mut run = vec![1u8; 128 * MIB];
-            drop(vec![1u8; MIB]);
-            // Once it was read, to read it again takes no slow path.
-            let before = resident();
-            assert_eq!(threads(), OF_THE_HARNESS + 1);
-            // The thread has nothing to do for many periods, and sleeps.
-            thread::sleep(Duration::from_secs(1));
-            run.truncate(MIB);
-            run.shrink_to_fit();
-            assert!(becomes_true(|| before.saturating_sub(resident()) > 120 * MIB), "{}", resident());
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn the_background_thread_is_there_before_the_process_is_idle() {
-    // The process is idle long before the first period is over.
-    let variables = [("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "10000")];
-    let output = in_child(
-        |command| set(command, &variables),
-        || {
-            free_shuffled(mixed_blocks(4 * MIB));
-            assert_eq!(threads(), OF_THE_HARNESS + 1);
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn a_child_process_has_a_background_thread_of_its_own() {
-    let output = in_child(
-        |command| set(command, &[("PMA_BACKGROUND_PURGE", "1"), ("PMA_PURGE_MS", "20")]),
-        || {
-            let has_thread = || {
-                becomes_true(|| {
-                    hint::black_box(vec![0u8; 100_000]);
-                    threads() >= 2
-                })
-            };
-            assert!(has_thread());
-            // SAFETY: the child allocates, which the heap's fork handlers allow for, and exits.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                let only_one = threads() == 1;
-                let restarted = has_thread();
-                // SAFETY: as above.
-                unsafe { libc::_exit(i32::from(!(only_one && restarted))) };
-            }
-            let mut status = -1;
-            // SAFETY: the status is written.
-            unsafe { libc::waitpid(child, &mut status, 0) };
-            assert_eq!(status, 0);
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn other_threads_give_their_blocks_up_on_their_next_slow_path() {
-    let output = in_child(nothing, || {
-        let (ask, asked) = std::sync::mpsc::channel();
-        let (answer, answered) = std::sync::mpsc::channel();
-        let other = thread::spawn(move || {
-            free_shuffled(mixed_blocks(8 * MIB));
-            answer.send(()).unwrap();
-            asked.recv().unwrap();
-            // More than the cache has of that size.
-            drop((0..20).map(|_| Box::new([0u8; 30_000])).collect::<Vec<_>>());
-            answer.send(()).unwrap();
-            asked.recv().unwrap();
-        });
-        answered.recv().unwrap();
-        let cached = HEAP.summary().cached_bytes;
-        assert!(cached > MIB / 2, "{cached}");
-        HEAP.purge();
-        ask.send(()).unwrap();
-        answered.recv().unwrap();
-        let left = HEAP.summary().cached_bytes;
-        assert!(left < cached / 4, "{left} of {cached}");
-        ask.send(()).unwrap();
-        other.join().unwrap();
-    });
-    assert_ended_well(&output);
-}
-
-#[test]
-#[cfg(not(feature = "hardened"))] // blocks of a fresh page are handed out in any order
-fn blocks_that_a_thread_never_used_have_no_memory_when_it_has_ended() {
-    let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never"), ("PMA_HUGE_PAGES", "0")]),
-        || {
-            // One more than several refills bring, so that most of the last one is left.
-            const BLOCKS: usize = 57;
-            let use_some = |size: usize| {
-                let blocks: Vec<Vec<u8>> = (0..BLOCKS).map(|_| vec![1; size]).collect();
-                BLOCKS * blocks[0].capacity()
-            };
-            thread::spawn(move || use_some(100)).join().unwrap();
-            let before = resident();
-            let used: usize =
-                thread::spawn(move || (512..=1024).step_by(64).map(use_some).sum()).join().unwrap();
-            let after = resident() - before;
-            assert!(after < used * 13 / 10, "{used} bytes were used, {after} are resident");
-            // The blocks are there for the next thread all the same.
-            let sizes = (512..=1024).step_by(64);
-            let use_more = move || sizes.clone().chain(sizes).map(use_some).sum::<usize>();
-            assert_eq!(thread::spawn(use_more).join().unwrap(), 2 * used);
-            HEAP.check().unwrap();
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn a_cache_gives_up_what_it_did_not_use_for_a_while() {
-    let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "400")]),
-        || {
-            // Before the first period is over.
-            free_shuffled(mixed_blocks(8 * MIB));
-            assert!(HEAP.summary().cached_bytes > MIB / 2);
-            let shrinks = becomes_true(|| {
-                hint::black_box(vec![0u8; 100_000]);
-                drop((0..100).map(|_| Box::new([0u8; 20_000])).collect::<Vec<_>>());
-                HEAP.summary().cached_bytes < MIB / 4
-            });
-            assert!(shrinks, "{}", HEAP.summary().cached_bytes);
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn a_cache_gives_up_the_blocks_for_others_that_it_did_not_add_to_for_a_while() {
-    let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "20")]),
-        || {
-            // Blocks of this thread's shard, of many sizes.
-            let blocks: Vec<Vec<u8>> = (0..20_000).map(|number| vec![1; 16 + number % 500]).collect();
-            let purged = Arc::new(AtomicBool::new(false));
-            let asked = Arc::clone(&purged);
-            let other = thread::spawn(move || {
-                // It joins a shard of its own, as it begins by allocating.
-                hint::black_box(vec![1u8; 100]);
-                while !asked.load(SeqCst) {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                // What is in the cache of the first thread, which from here on allocates nothing.
-                let before = HEAP.summary().cached_bytes;
-                drop(blocks);
-                let cached = HEAP.summary().cached_bytes.saturating_sub(before);
-                // At most 8 KiB of each of 31 sizes; half of that on average, as they go home all at once.
-                assert!((MIB / 32..MIB / 4).contains(&cached), "{cached}");
-                let shrinks = becomes_true(|| {
-                    hint::black_box(vec![0u8; 100_000]);
-                    HEAP.summary().cached_bytes < before + cached / 4
-                });
-                assert!(shrinks, "{} of {cached} are left", HEAP.summary().cached_bytes - before);
-            });
-            HEAP.purge();
-            purged.store(true, SeqCst);
-            other.join().unwrap();
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-fn a_thread_that_only_uses_runs_gives_its_blocks_up_when_asked() {
-    let output = in_child(nothing, || {
-        let (ask, asked) = std::sync::mpsc::channel();
-        let (answer, answered) = std::sync::mpsc::channel();
-        let other = thread::spawn(move || {
-            free_shuffled(mixed_blocks(8 * MIB));
-            for _ in 0..2 {
-                answer.send(()).unwrap();
-                asked.recv().unwrap();
-                hint::black_box(Vec::<u8>::with_capacity(100_000));
-            }
-        });
-        answered.recv().unwrap();
-        let cached = HEAP.summary().cached_bytes;
-        assert!(cached > MIB / 2, "{cached}");
-        HEAP.purge();
-        ask.send(()).unwrap();
-        answered.recv().unwrap();
-        let left = HEAP.summary().cached_bytes;
-        assert!(left < cached / 4, "{left} of {cached}");
-        ask.send(()).unwrap();
-        other.join().unwrap();
-    });
-    assert_ended_well(&output);
-}
-
-#[test]
 fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "100")]),
+        |command| _ = command.env("PMA_PURGE_MS", "100"),
         || {
             // Pages that have memory, and from then on less asked of them than they have. Of a hardened heap, some of
             // them lie between the runs.
@@ -590,7 +318,7 @@ fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
 #[test]
 fn the_end_of_a_run_that_was_kept_for_its_thread_goes_back_in_time() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "100")]),
+        |command| _ = command.env("PMA_PURGE_MS", "100"),
         || {
             const LEAST: usize = if cfg!(feature = "hardened") { 32 << 10 } else { 48 << 10 };
             const RUNS: usize = 100;
@@ -623,7 +351,7 @@ fn the_end_of_a_run_that_was_kept_for_its_thread_goes_back_in_time() {
 #[test]
 fn the_page_table_is_small_and_what_it_has_for_free_pages_goes_back() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
         || {
             let table = || HEAP.stats().resident.table_bytes;
             let before = table();
@@ -648,7 +376,7 @@ fn the_page_table_is_small_and_what_it_has_for_free_pages_goes_back() {
 #[test]
 fn memory_that_went_back_is_zero_and_memory_that_did_not_is_zeroed() {
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
         || {
             let layout = Layout::from_size_align(32 * MIB, 8).unwrap();
             let faults = || {
@@ -722,7 +450,7 @@ fn of_a_zeroed_run_what_had_no_memory_between_what_had_has_none() {
 fn zeroed_blocks_have_no_memory_where_there_was_none_and_are_zero_where_others_were_before() {
     const BLOCKS: usize = 1_000;
     let output = in_child(
-        |command| set(command, &[("PMA_PURGE_MS", "never")]),
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
         || {
             let layout = Layout::from_size_align(24 << 10, 8).unwrap();
             // So many zeroed blocks, of which only a word is written at first; and the resident bytes that they take.

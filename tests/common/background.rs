@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 /// Threads that a test runs beside, and its own.
+#[allow(dead_code)] // some tests count none
 pub const OF_THE_HARNESS: usize = 2;
 
 /// Threads of this process.
+#[allow(dead_code)] // as above
 pub fn threads() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()
 }
