@@ -1,8 +1,8 @@
 //! The allocator trait of collections: that of the crate `allocator-api2`, which stable Rust has, and the standard one,
 //! which is unstable. One text serves both.
 //!
-//! A heap implements it by value, and so does a reference to it: each collection holds one or the other. What a
-//! collection of a heap's has borrowed is the heap, so in safe code the heap outlives it.
+//! A heap implements it by value, and so does a reference to it: each collection holds one or the other. A collection
+//! that holds a reference borrows the heap, so in safe code the heap outlives it.
 
 use crate::heap::Heap;
 use crate::size_class::Geometry;

@@ -5,7 +5,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-/// The least and the most that is committed at a time.
+/// The least and the most bytes that are committed at a time.
 const LEAST_STEP: usize = 1 << 20;
 const MOST_STEP: usize = 64 << 20;
 /// Huge pages of the OS begin at multiples of this.
@@ -15,7 +15,7 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 const FIRST_HUGE: usize = 16 << 20;
 /// The same once there is more than one shard: each has pages of every class that are used in part.
 const FIRST_HUGE_OF_MANY: usize = 32 << 20;
-/// Of what is committed already, the part that is committed next.
+/// What is committed next is one part in so many of what is committed already.
 const STEP_SHARE: usize = 8;
 
 /// A reserved range of addresses, of which a part from the start on is committed.
@@ -161,10 +161,7 @@ impl Arena {
     /// Has the system use no more huge pages for what is committed up to the offset `end`: it would fill with zeros
     /// again what was given back to it in small parts.
     pub(crate) fn no_more_huge_pages_below(&self, end: usize) {
-        let from = self.huge_from.fetch_update(Relaxed, Relaxed, |from| (from < end).then_some(end));
-        if let Ok(from) = from {
-            self.advise_huge(from..end, false);
-        }
+        self.begin_huge_pages_at(end, end);
     }
 
     /// Notes that part of the range may be mapped no more: then it is given back no more as a whole.
@@ -177,14 +174,19 @@ impl Arena {
         offset >= self.huge_from()
     }
 
-    /// Has the system use no more huge pages but for large runs, of which `committed` bytes are committed.
+    /// Has the system use no more huge pages but for large runs. Of the arena, `committed` bytes are committed.
     pub(crate) fn forgo_huge_pages(&self, committed: usize) {
-        let bytes = self.bytes;
-        let from = self.huge_from.fetch_update(Relaxed, Relaxed, |from| (from < bytes).then_some(bytes));
-        if let Ok(from) = from
-            && from < committed
+        self.begin_huge_pages_at(self.bytes, committed);
+    }
+
+    /// Has huge pages begin at the offset `start`, if they begin below, and the system use none any more from there to
+    /// `end`, up to which memory is committed.
+    fn begin_huge_pages_at(&self, start: usize, end: usize) {
+        let before = self.huge_from.fetch_update(Relaxed, Relaxed, |from| (from < start).then_some(start));
+        if let Ok(before) = before
+            && before < end
         {
-            self.advise_huge(from..committed, false);
+            self.advise_huge(before..end, false);
         }
     }
 }

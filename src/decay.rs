@@ -23,8 +23,9 @@ use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 
 /// What a pass on a slow path does at most before the thread goes on: about a millisecond's worth.
 const MOST: Most = Most { bytes: 16 << 20, calls: 256, looks: 1024 };
+/// Caches of other threads that it looks at, at most.
 const MOST_CACHES: usize = 32;
-/// Milliseconds until it goes on.
+/// Milliseconds until the pass goes on.
 const PAUSE: u64 = 4;
 /// After so many passes that had nothing to do, and nobody came by meanwhile, the background thread waits until memory is freed. More
 /// than one, as some of what is freed is given back by the second pass after that.

@@ -28,8 +28,8 @@ use core::fmt::{self, Write};
 /// A heap of no more pages than this has a line for each; in a larger one, neighbours in the same condition fold.
 const MOST_PAGES_UNFOLDED: PageCount = PageCount(64);
 
-#[cfg(feature = "os")]
 /// What a dump shows of the page table.
+#[cfg(feature = "os")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum View {
@@ -48,7 +48,6 @@ pub enum View {
     Worst(usize),
 }
 
-#[cfg(feature = "os")]
 /// What is dumped.
 ///
 /// ```
@@ -63,6 +62,7 @@ pub enum View {
 ///     assert!(text.starts_with("Resident size:"));
 /// }
 /// ```
+#[cfg(feature = "os")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DumpOptions {
     view: View,

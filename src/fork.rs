@@ -37,6 +37,7 @@ shared! {
     /// The heap whose locks the thread that forks has taken; null if there was none yet.
     static LOCKED: AtomicPtr<Heap<BuildGeometry>> = AtomicPtr::new(ptr::null_mut());
 }
+
 const UNREGISTERED: usize = 0;
 /// No address of a thread.
 const REGISTERED: usize = 1;

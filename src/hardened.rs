@@ -130,7 +130,7 @@ pub(crate) fn expect_live(heap: &Heap<BuildGeometry>, class: ClassIndex, address
     }
     heap.tag_for_free(address, class);
     if !may_begin_at(class, address) {
-        heap.refuse_middle(address);
+        heap.refuse(Misuse::NotAtStart, address);
     }
     if held(heap.start().addr(), class, address).load(Relaxed) == 0 {
         refuse(address);
@@ -166,17 +166,21 @@ fn contents(class: ClassIndex, address: usize) -> (*mut Word, usize) {
 #[cold]
 #[inline(never)]
 pub(crate) fn refuse_to_hand_out(address: usize) -> ! {
-    match crate::global::heap() {
-        Some(heap) => heap.refuse_unmarked(address),
-        None => fault::misuse(Misuse::UsedSinceFreed, address, None),
-    }
+    end(Misuse::UsedSinceFreed, address)
 }
 
+/// Ends the process, as the block at `address`, which is being freed or resized, is not one that the program holds.
 #[cold]
 #[inline(never)]
 fn refuse(address: usize) -> ! {
-    let page = crate::global::heap().and_then(|heap| Some(heap.page_state(heap.table().page_of(address)?)));
-    fault::misuse(Misuse::AlreadyFree, address, page)
+    end(Misuse::AlreadyFree, address)
+}
+
+fn end(misuse: Misuse, address: usize) -> ! {
+    match crate::global::heap() {
+        Some(heap) => heap.refuse(misuse, address),
+        None => fault::misuse(misuse, address, None),
+    }
 }
 
 /// Random numbers of one thread, begun by the system: the upper half of a linear congruence with Knuth's multiplier.

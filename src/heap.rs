@@ -120,8 +120,9 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     is_process_heap: bool,
     /// Most pages in use at a time.
     limit: PageCount,
-    /// Multi runs in mappings of their own, as they were advised otherwise, and as they were moved: see [`large`].
+    /// Multi runs that have mappings of their own because they were advised otherwise than their neighbours: see [`large`].
     advised: AtomicUsize,
+    /// Multi runs that have mappings of their own because they were moved, and places of runs that were lost to that.
     moved: AtomicUsize,
     /// Pages of runs that are being moved: what is in them is counted where it goes. Changed with the runs locked.
     moving: AtomicUsize,
@@ -187,6 +188,11 @@ fn bytes_of_table<G: Geometry>(geometry: G, pages: PageCount) -> usize {
     PageTable::storage(geometry, pages).next_multiple_of(align_of::<LockedBin>())
 }
 
+/// Shards of a heap that has so many beside those of the components that `ledger` may know.
+fn all_shards(shards: usize, ledger: Option<&Ledger>) -> usize {
+    shards + ledger.map_or(0, |_| MOST_COMPONENTS)
+}
+
 /// The first so many pages have their bitmaps from the beginning on.
 const FIRST_BITMAPS: usize = 4096;
 
@@ -209,8 +215,8 @@ impl<G: Geometry> Heap<G> {
         let bytes = pages.bytes(geometry.page_shift()).next_multiple_of(sys::page_size());
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page_size };
         let arena = Arena::reserve(bytes, align, huge_pages)?;
-        let all_shards = shards + ledger.map_or(0, |_| MOST_COMPONENTS);
-        let tables = TableMemory::reserve(Self::bytes_of_tables(geometry, pages, all_shards))?;
+        let tables =
+            TableMemory::reserve(Self::bytes_of_tables(geometry, pages, all_shards(shards, ledger)))?;
         let [tiny, short, long] = PageTable::bitmaps_in_storage(geometry, pages, 0..bitmaps_for(0, pages));
         let bins = bytes_of_table(geometry, pages)..tables.bytes;
         // In one piece they are one mapping, where these are short.
@@ -299,7 +305,7 @@ impl<G: Geometry> Heap<G> {
     fn locked_bin(&self, tag: Tag) -> &Lock<Bin> {
         let (shard, class) = (tag.shard().0 as usize, tag.class().get());
         let classes = self.geometry().class_count();
-        debug_assert!(shard < self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS));
+        debug_assert!(shard < all_shards(self.shards, self.ledger));
         debug_assert!((1..classes).contains(&class));
         // Components are many, and use few classes each: those of one class lie side by side.
         let at = match shard.checked_sub(self.shards) {
@@ -569,7 +575,7 @@ impl<G: Geometry> Heap<G> {
         let frontier = self.frontier();
         let [headers, indices, tiny_bitmaps, short_bitmaps, long_bitmaps] =
             self.table.storage_in_use(frontier);
-        let shards = self.shards + self.ledger.map_or(0, |_| MOST_COMPONENTS);
+        let shards = all_shards(self.shards, self.ledger);
         let bins = shards * self.geometry().class_count() * size_of::<LockedBin>();
         [headers, indices, tiny_bitmaps, short_bitmaps, long_bitmaps, (self.bins.addr().get(), bins)]
     }

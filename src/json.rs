@@ -191,13 +191,14 @@ fn write_span(line: &ResidentSpan, first: bool, out: &mut dyn Write) -> fmt::Res
     }
 }
 
-/// Writes members, and no comma behind the last.
+/// Writes a member that is an object of figures, and no comma behind it.
 fn write_object(name: &str, members: &[(&str, usize)], out: &mut dyn Write) -> fmt::Result {
     write!(out, "\"{name}\":{{")?;
     write_members(members, out)?;
     out.write_str("}")
 }
 
+/// Writes members that are figures, and no comma behind the last.
 fn write_members(members: &[(&str, usize)], out: &mut dyn Write) -> fmt::Result {
     for (at, (name, value)) in members.iter().enumerate() {
         write!(out, "{}\"{name}\":{value}", if at == 0 { "" } else { "," })?;
@@ -205,7 +206,7 @@ fn write_members(members: &[(&str, usize)], out: &mut dyn Write) -> fmt::Result 
     Ok(())
 }
 
-/// Writes the members that are figures, and no comma behind the last.
+/// Writes the members of `stats`, and no comma behind the last.
 fn write_stats(stats: &Stats, out: &mut dyn Write) -> fmt::Result {
     let Stats { summary, resident, runs, free, .. } = stats;
     write_object(

@@ -73,7 +73,7 @@ pub(crate) struct Account {
     peak: AtomicUsize,
     limit: Limit,
     soft_limit: Limit,
-    /// Times that the limit granted less than was asked for.
+    /// Times that the limit granted less than was asked for, attempts that were made again included.
     cuts: AtomicUsize,
     /// Times that the limit made a batch smaller, or an allocation fail.
     refusals: AtomicUsize,
@@ -184,13 +184,13 @@ impl Account {
     /// Calls `tell` with the listener each time that the soft limit was exceeded: not twice at a time, but once more by who
     /// is telling already; and not of what a listener does.
     pub(crate) fn tell(&self, mut tell: impl FnMut(SoftLimitListener)) {
-        while self.is_to_be_told().is_some() {
+        while self.untold().is_some() {
             let me = sys::this_thread();
             if self.teller.compare_exchange(NOBODY, me, SeqCst, SeqCst).is_err() {
                 // Who it is looks again.
                 return;
             }
-            while let Some(by) = self.is_to_be_told()
+            while let Some(by) = self.untold()
                 && self.exchange(by, TOLD)
             {
                 let listener = self.listener.load(SeqCst);
@@ -205,8 +205,8 @@ impl Account {
         }
     }
 
-    /// The thread that exceeded the soft limit, if nobody was told of that.
-    fn is_to_be_told(&self) -> Option<usize> {
+    /// The thread that exceeded the soft limit, if nobody has been told of that yet.
+    fn untold(&self) -> Option<usize> {
         let state = self.state.load(SeqCst);
         (state != WITHIN && state != TOLD).then_some(state)
     }

@@ -36,9 +36,9 @@
 //! | component | a part of the program with pages of its own |
 //! | bin | the Divided pages of one class and shard that have free blocks |
 //! | tag | class and shard of a Divided page in one integer |
-//! | gate | what a thread's slow paths go through, and who empties its cache closes |
+//! | gate | what a thread goes through on its slow paths, and whoever empties its cache from outside closes |
 //! | pass | a round of giving memory back |
-//! | watched | a page in use that a pass has to look at: it was used since, or could not give all back |
+//! | watched | a page in use that the next pass has to look at: it was used since the last one, or could not give all back |
 //!
 //! # Structures
 //!
@@ -73,21 +73,22 @@
 //!
 //! # How a block is allocated
 //!
-//! 1. The layout's size, rounded up to its alignment, looks its class up in a table.
+//! 1. The class is looked up in a table, by the layout's size rounded up to its alignment.
 //! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was
 //!    freed, or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
-//! 3. If the stack is empty it grows, to 16 KiB of blocks, or 62 of them if that is more, and is refilled to the half in one
+//! 3. If the stack is empty it grows, up to 16 KiB of blocks, or 62 of them if that is more, and is half filled in one
 //!    batch: under the lock of the bin, free bits become addresses, a word of the bitmap at a time; from the fuller pages
 //!    first, and within a page lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
-//!    lowest free page becomes Divided; else the arena commits more memory; else it adopts any page with a free block,
-//!    or one is made of those that stayed Divided without one in use. In a heap that is large enough for huge pages,
-//!    blocks of which the program touches only the beginning have the lowest sparse page (`heap/find.rs`).
+//!    lowest free page becomes Divided; else the arena commits more memory; else it adopts any page with a free block;
+//!    else pages that stayed Divided without a live block become Free, and one of them Divided. In a heap that is large
+//!    enough for huge pages, blocks of which the program touches only the beginning come from the lowest sparse page
+//!    (`heap/find.rs`).
 //!
 //! A layout beyond the largest class (32 KiB) is a Multi run: page lock, the lowest run that fits, one header. It
-//! grows into the free pages behind it; if it has to move, its memory is remapped. Runs of up to 512 KiB, of a length that the
-//! thread frees and allocates in turn, it keeps for itself: they come and go by an exchange of their state in the page
-//! table, without a lock (`thread_cache/runs.rs`).
+//! grows into the free pages behind it; if it has to move, its memory is remapped. A thread keeps runs of up
+//! to 512 KiB for itself if it frees and allocates that length in turn: they come and go by an atomic exchange of their state
+//! in the page table, without a lock (`thread_cache/runs.rs`).
 //!
 //! # How a block is freed
 //!
@@ -117,7 +118,7 @@
 //!
 //! | lock | what it is for |
 //! |---|---|
-//! | the C library's list of streams | it, when the process forks |
+//! | the C library's list of streams | the streams; `fork` takes it, too, after its handlers |
 //! | taker, then registry (`thread_cache/registry.rs`) | to empty the caches of others; the list of all caches |
 //! | ledger | the names of the components |
 //! | a bin (class lock) | the Divided pages of one class and shard; a second bin is only tried for, or waited for in order |
@@ -127,14 +128,14 @@
 //!
 //! [`Heap::check`] takes the ledger, all bins and the runs; `fork.rs` takes all of the table, but for the waiting runs,
 //! which are locked only while the runs are. On its slow paths a thread goes through the gate of its cache before any of
-//! these; who has the taker's lock closes a gate only if nobody is behind it. Readers of the table hold one lock at a
-//! time and none while they write. A thread that waits for a lock of its own, or for long while it has a later one, was interrupted
-//! by a signal handler that allocates: the process ends.
+//! these; whoever has the taker's lock closes a gate only if nobody is behind it. Readers of the table hold one lock at a
+//! time and none while they write. A thread that waits for a lock that it holds itself, or waits long for one while it
+//! holds a later one, was interrupted by a signal handler that allocates: the process ends.
 //!
 //! # What is never done
 //!
-//! No allocator data in user memory: the mark in a freed block tells misuse, and no address or size is read there. No
-//! allocation, panic, unwinding or std I/O inside the allocator. No walk over all pages to serve a request. No free that
+//! No address, size or link in user memory: the mark in a freed block tells misuse, and nothing else. No allocation,
+//! panic, unwinding or std I/O inside the allocator. No walk over all pages to serve a request. No free that
 //! the page table contradicts.
 //!
 //! # Examples
@@ -169,15 +170,16 @@
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
-// Without an operating system there are no thread caches, who are the only ones to use some of the layers below them.
+// Without an operating system there are no thread caches, which alone use some of the layers below them.
 #![cfg_attr(not(feature = "os"), allow(dead_code))]
-// Nor is there what some of the documentation leads to, which speaks of all features.
+// Nor are there all the items that the documentation links to, which speaks of all features.
 #![cfg_attr(not(feature = "os"), allow(rustdoc::broken_intra_doc_links))]
 #[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
 extern crate std;
 
 #[cfg(all(feature = "os", not(all(target_os = "linux", target_pointer_width = "64"))))]
 compile_error!("the feature `os`, which is among the default ones, is for Linux with pointers of 64 bits");
+
 #[cfg(any(feature = "allocator-api2", feature = "nightly"))]
 mod allocator;
 mod arena;
@@ -246,6 +248,7 @@ pub mod units;
 mod unsized_calls;
 #[cfg(feature = "os")]
 mod usage;
+
 #[cfg(feature = "os")]
 pub use component::{Component, ComponentStats, InComponent, Inside};
 #[cfg(feature = "os")]

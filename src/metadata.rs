@@ -1,5 +1,5 @@
-//! Memory for the allocator's own use: thread caches and their stacks. It lies apart from user memory, and is
-//! reused but never returned.
+//! Memory for the allocator's own use: thread caches, their stacks, and what leads from one of a thread's caches to the
+//! others. It lies apart from user memory, and is reused but never given back to the system.
 
 use crate::lock::Lock;
 use crate::sys;

@@ -4,11 +4,12 @@
 //! |---|---|---|---|
 //! | Free | 0 | zeroed | Divided, Multi head, Multi tail, guard |
 //! | Divided | class and shard | live blocks, watermark, first word, list links, busy, fresh, purged, unwritten, zeros; a bitmap beside it | Free, once no block is live; Divided of another shard |
-//! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head, cached head |
+//! | Multi head | 0 | length of the run, owner, mapping, tail, busy, blank | Free, waiting head, cached head, held head |
 //! | Multi tail | 0 | zeroed; it is neither free nor a head | Free, waiting tail |
 //! | guard | 0 | only that it is one; in hardened builds | Free |
 //! | waiting head | 0 | length of the run, which was freed; in hardened builds | Multi head |
 //! | cached head | 0 | length of the run, which was freed and waits in a thread's cache; its tail is as that of a Multi run | Multi head |
+//! | held head | 0 | as a Multi head, while the end of the run goes back to the system and the runs are locked | Multi head |
 //! | waiting tail | 0 | only that it waits; in hardened builds | Multi tail |
 //!
 //! Whether a page is free is a bit of [`Runs`]. Tails need no writing, so a run of any length is claimed and
@@ -55,6 +56,7 @@ mod bin;
 mod check;
 mod divided;
 mod multi;
+mod neighbours;
 mod state;
 mod watched;
 
@@ -230,7 +232,7 @@ pub struct PageTable<G> {
     /// Address of page 0.
     base: usize,
     capacity: PageCount,
-    words: Words,
+    bitmap_words: BitmapWords,
     headers: NonNull<Header>,
     tags: NonNull<AtomicU16>,
     /// A bit for each page: see [`next_watched`](PageTable::next_watched).
@@ -255,20 +257,20 @@ const MOST_WORDS: [usize; KINDS - 1] = [2, 16];
 /// The words of a page's bitmaps, by kind. A page has the shortest that is enough for the blocks that were ever handed out,
 /// so that those of many pages lie in one OS page; the longer ones are not touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Words([usize; KINDS]);
+struct BitmapWords([usize; KINDS]);
 
-impl Words {
-    fn new<G: Geometry>(geometry: G) -> Words {
+impl BitmapWords {
+    fn new<G: Geometry>(geometry: G) -> BitmapWords {
         let all = (geometry.page_size() / GRANULE).div_ceil(u64::BITS as usize);
         let [tiny, short] = MOST_WORDS;
         // Where few are enough for all blocks, there is one kind.
-        Words(if all > short { [tiny, short, all] } else { [all, 0, 0] })
+        BitmapWords(if all > short { [tiny, short, all] } else { [all, 0, 0] })
     }
 
     /// The kind that is enough for the blocks below `watermark`.
     #[inline]
     fn kind(self, watermark: usize) -> usize {
-        let Words([tiny, short, _]) = self;
+        let BitmapWords([tiny, short, _]) = self;
         usize::from(watermark > tiny * u64::BITS as usize)
             + usize::from(watermark > tiny.max(short) * u64::BITS as usize)
     }
@@ -284,32 +286,33 @@ struct Sections {
     tags: usize,
     watched: usize,
     bitmaps: [usize; KINDS],
+    /// Those of the index of runs.
     words: usize,
     summaries: usize,
     end: usize,
 }
 
 impl Sections {
-    fn new(capacity: PageCount, bitmaps: Words) -> Sections {
-        let (words, nodes) = Runs::words_and_summaries(capacity);
+    fn new(capacity: PageCount, bitmap_words: BitmapWords) -> Sections {
+        let (words_of_runs, nodes) = Runs::words_and_summaries(capacity);
         let aligned = |bytes: usize| bytes.next_multiple_of(size_of::<u64>());
         let tags = aligned(capacity.get() * size_of::<Header>());
         let watched = tags + aligned(capacity.get() * size_of::<AtomicU16>());
-        let first_word = watched + aligned(watched::bytes(capacity));
-        let summaries = first_word + words * size_of::<Word>();
+        let words = watched + aligned(watched::bytes(capacity));
+        let summaries = words + words_of_runs * size_of::<Word>();
         let mut end = summaries + aligned(nodes * size_of::<Summary>());
-        let bitmaps = bitmaps.bytes(capacity.get()).map(|bytes| {
+        let bitmaps = bitmap_words.bytes(capacity.get()).map(|bytes| {
             end += bytes;
             end - bytes
         });
-        Sections { tags, watched, bitmaps, words: first_word, summaries, end }
+        Sections { tags, watched, bitmaps, words, summaries, end }
     }
 }
 
 impl<G: Geometry> PageTable<G> {
     /// Bytes of storage that a table of `capacity` pages needs.
     pub fn storage(geometry: G, capacity: PageCount) -> usize {
-        Sections::new(capacity, Words::new(geometry)).end
+        Sections::new(capacity, BitmapWords::new(geometry)).end
     }
 
     /// Where in the storage the bitmaps of `pages` lie: in bytes, by kind, upward. Behind the first there are none but
@@ -319,9 +322,9 @@ impl<G: Geometry> PageTable<G> {
         capacity: PageCount,
         pages: Range<usize>,
     ) -> [Range<usize>; KINDS] {
-        let words = Words::new(geometry);
-        let first = Sections::new(capacity, words).bitmaps;
-        let (starts, ends) = (words.bytes(pages.start), words.bytes(pages.end));
+        let bitmap_words = BitmapWords::new(geometry);
+        let first = Sections::new(capacity, bitmap_words).bitmaps;
+        let (starts, ends) = (bitmap_words.bytes(pages.start), bitmap_words.bytes(pages.end));
         core::array::from_fn(|kind| first[kind] + starts[kind]..first[kind] + ends[kind])
     }
 
@@ -336,8 +339,8 @@ impl<G: Geometry> PageTable<G> {
         capacity: PageCount,
         storage: NonNull<u8>,
     ) -> (PageTable<G>, Runs<'static>) {
-        let bitmaps = Words::new(geometry);
-        let sections = Sections::new(capacity, bitmaps);
+        let bitmap_words = BitmapWords::new(geometry);
+        let sections = Sections::new(capacity, bitmap_words);
         let (words, nodes) = Runs::words_and_summaries(capacity);
         // SAFETY: the sections lie within the storage, do not overlap, are aligned, and zeros are a valid value of
         // what each holds.
@@ -346,7 +349,7 @@ impl<G: Geometry> PageTable<G> {
                 geometry,
                 base,
                 capacity,
-                words: bitmaps,
+                bitmap_words,
                 headers: storage.cast(),
                 tags: storage.add(sections.tags).cast(),
                 watched: storage.add(sections.watched).cast(),
@@ -381,9 +384,9 @@ impl<G: Geometry> PageTable<G> {
 
     /// Where the parts of the table are that serve the pages below `frontier`: start and length in bytes.
     pub(crate) fn storage_in_use(&self, frontier: PageIndex) -> [(usize, usize); 2 + KINDS] {
-        let sections = Sections::new(self.capacity, self.words);
+        let sections = Sections::new(self.capacity, self.bitmap_words);
         let start = self.headers.addr().get();
-        let bytes = self.words.bytes(frontier.get());
+        let bytes = self.bitmap_words.bytes(frontier.get());
         core::array::from_fn(|part| match part {
             0 => (start, frontier.get() * size_of::<Header>()),
             1 => (start + sections.tags, sections.bitmaps[0] - sections.tags),
@@ -423,7 +426,7 @@ impl<G: Geometry> PageTable<G> {
         };
         of_array(self.headers.cast(), size_of::<Header>(), &|page| runs.is_free(page));
         let mut enough = 0;
-        for (bitmaps, words) in self.bitmaps.into_iter().zip(self.words.0) {
+        for (bitmaps, words) in self.bitmaps.into_iter().zip(self.bitmap_words.0) {
             of_array(bitmaps.cast(), words * size_of::<u64>(), &|page| blocks(page) <= enough);
             enough = words * u64::BITS as usize;
         }
@@ -542,7 +545,7 @@ impl<G: Geometry> PageTable<G> {
     /// from one to a longer one: when the watermark rises, no block below it is free.
     #[inline]
     fn bitmap_of(&self, page: PageIndex, capacity: usize, watermark: usize) -> NonNull<[u64]> {
-        self.bitmap_at(page, capacity, self.words.kind(watermark))
+        self.bitmap_at(page, capacity, self.bitmap_words.kind(watermark))
     }
 
     /// The other bitmaps of that page, whose bits are all zero.
@@ -552,14 +555,14 @@ impl<G: Geometry> PageTable<G> {
         capacity: usize,
         watermark: usize,
     ) -> impl Iterator<Item = NonNull<[u64]>> {
-        let used = self.words.kind(watermark);
+        let used = self.bitmap_words.kind(watermark);
         (0..KINDS).filter(move |&kind| kind != used).map(move |kind| self.bitmap_at(page, capacity, kind))
     }
 
     #[inline]
     fn bitmap_at(&self, page: PageIndex, capacity: usize, kind: usize) -> NonNull<[u64]> {
         assert!(page.0 < self.capacity.0, "a page of another arena");
-        let (bitmaps, words) = (self.bitmaps[kind], self.words.0[kind]);
+        let (bitmaps, words) = (self.bitmaps[kind], self.bitmap_words.0[kind]);
         // SAFETY: the page is one of the arena's, which all have bitmaps of each kind, of that length.
         let first = unsafe { bitmaps.add(page.get() * words) };
         NonNull::slice_from_raw_parts(first, capacity.div_ceil(u64::BITS as usize).min(words))

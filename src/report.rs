@@ -25,11 +25,14 @@ use core::ffi::CStr;
 use core::fmt::{self, Write};
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::Relaxed};
+use static_assertions::const_assert;
 
 /// Bytes of a file's path, the zero at its end included.
 const LONGEST_PATH: usize = 512;
 /// Bytes of the directory's: `pma-PROCESS-NUMBER.EXTENSION` has room behind it.
 const LONGEST_DIRECTORY: usize = 464;
+const_assert!(LONGEST_DIRECTORY == 464); // else change what `Path::of_directory` says, and docs/tuning.md
+const_assert!(LONGEST_DIRECTORY + "/pma-4294967295-4294967295.html\0".len() <= LONGEST_PATH);
 /// A dump that finds so many files of its name gives up.
 const MOST_DUMPS: u32 = 10_000;
 

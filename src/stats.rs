@@ -305,7 +305,7 @@ impl Stats {
     fn tell_caches_apart(&mut self) {
         let cached = thread_cache::totals();
         let (mut blocks, mut bytes) = (0, 0);
-        for (class, cached) in self.classes.iter_mut().zip(&cached.blocks[1..]) {
+        for (class, cached) in self.classes.iter_mut().zip(&cached[1..]) {
             // The caches are counted after the pages. More than was live then cannot be told apart.
             class.cached_blocks = class.live_blocks.min(*cached);
             class.live_blocks -= class.cached_blocks;

@@ -115,9 +115,9 @@ impl Summary {
     pub(crate) fn with_caches(mut self) -> Summary {
         let cached = thread_cache::totals();
         // The caches are counted after the pages. More than was live then cannot be told apart.
-        let sizes = BLOCK_SIZES.iter().zip(cached.blocks);
+        let sizes = BLOCK_SIZES.iter().zip(cached);
         let bytes: usize = sizes.map(|(&block, blocks)| block as usize * blocks).sum();
-        self.cached_blocks = cached.blocks.iter().sum::<usize>().min(self.live_blocks);
+        self.cached_blocks = cached.iter().sum::<usize>().min(self.live_blocks);
         self.cached_bytes = bytes.min(self.live_bytes);
         self.live_blocks -= self.cached_blocks;
         self.live_bytes -= self.cached_bytes;

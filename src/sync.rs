@@ -1,7 +1,8 @@
 //! What threads have in common: the core's atomics and cells, and statics made of them.
 //!
-//! Sources that name these by this module (`lock.rs`, `fork.rs`, `decay.rs`, `first_use.rs`, `page_table/state.rs`) are compiled a second time by
-//! `models/`, whose module of this name has loom's instead: there every order of what threads do is tried.
+//! Sources that name these by this module (`lock.rs`, `fork.rs`, `decay.rs`, `first_use.rs`, `page_table/state.rs`, and `fast.rs`,
+//! `gate.rs` and `raise.rs` of `thread_cache/`) are compiled a second time by `models/`, whose module of this name has
+//! loom's instead: there every order of what threads do is tried.
 
 pub(crate) use core::cell::UnsafeCell;
 pub(crate) use core::hint::spin_loop;

@@ -48,7 +48,7 @@ use crate::guarded;
 use crate::hardened;
 use crate::heap::{Block, Heap};
 use crate::metadata;
-use crate::page_table::{Contents, Tag};
+use crate::page_table::{Contents, Misuse, Tag};
 use crate::profile::Countdown;
 use crate::size_class::built::CLASS_COUNT;
 use crate::size_class::{BuildGeometry, Geometry, may_begin_at};
@@ -89,15 +89,17 @@ pub(crate) struct ThreadCache {
     #[cfg(not(feature = "hardened"))]
     kept: KeptRuns,
     shard: ShardIndex,
-    /// Bytes of blocks that the stacks have slots for, and to which they may have.
+    /// Bytes of blocks that the stacks have slots for.
     slot_bytes: Cell<usize>,
+    /// The most that may be, beyond the first few slots of each class.
     most_bytes: usize,
     /// The last call for all blocks that was heard.
     calls: Cell<u32>,
     /// Whether the local stack of a class was empty since it last overflowed.
     was_empty: [Cell<bool>; CLASS_COUNT],
-    /// The last pass of [`decay`] that was seen, and the last with which others have looked for what is idle.
+    /// The last pass of [`decay`] that its thread has seen.
     passes: Cell<u32>,
+    /// The last pass in which others have looked for what is idle in it.
     looked_at: Cell<u32>,
     /// Whoever is behind it, or has closed it, is alone in the cache, but for pushes and pops: its thread on slow paths, or
     /// another that takes what is idle. With the feature `hardened` pushes and pops go through it, too.
@@ -173,7 +175,7 @@ pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> Block {
 /// Gives a block back to its page without a cache.
 pub(crate) fn dealloc_uncached(heap: &Heap<BuildGeometry>, class: ClassIndex, address: usize) {
     if !may_begin_at(class, address) {
-        heap.refuse_middle(address);
+        heap.refuse(Misuse::NotAtStart, address);
     }
     #[cfg(feature = "hardened")]
     hardened::take_back(heap.start().addr(), class, address);
@@ -339,7 +341,7 @@ impl ThreadCache {
         }
         #[cfg(not(feature = "hardened"))]
         if let (slots, used @ 1..) = self.local.slots(class) {
-            heap.refuse_unmarked(slots[used - 1]);
+            heap.refuse(Misuse::UsedSinceFreed, slots[used - 1]);
         }
         self.give_up(heap);
         self.grow(&self.local, class, self.bound_when_empty(class));
@@ -379,7 +381,7 @@ impl ThreadCache {
         let stacks = if tag.shard() == self.shard { &self.local } else { &self.remote };
         let class = tag.class();
         if !may_begin_at(class, address) {
-            heap.refuse_middle(address);
+            heap.refuse(Misuse::NotAtStart, address);
         }
         #[cfg(feature = "hardened")]
         hardened::take_back(self.base, class, address);

@@ -4,7 +4,6 @@
 //! `malloc` and `free` are there as a whole and as their fast halves, `malloc_cached` and `free_cached`, for callers
 //! who have something of their own to do on the slow side, such as setting `errno`.
 
-use crate::fault;
 use crate::global::{PageAllocator, alloc_sampled, dealloc_run, dealloc_tagged, resize_run};
 use crate::guarded;
 use crate::heap::{Block, Heap};
@@ -341,8 +340,7 @@ impl PageAllocator {
         if let Some(heap) = self.heap()
             && usable_size(heap, ptr.addr()) < size
         {
-            let state = heap.table().page_of(ptr.addr()).map(|page| heap.page_state(page));
-            fault::misuse(Misuse::WrongLayout, ptr.addr(), state);
+            heap.refuse(Misuse::WrongLayout, ptr.addr());
         }
         self.free_slow(ptr);
     }

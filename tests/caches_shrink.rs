@@ -24,32 +24,39 @@ static HEAP: PageAllocator = PageAllocator::new();
 
 const MIB: usize = 1 << 20;
 
+/// What waits in the cache of another thread is called for, and is back when that has done `work`, which takes a slow path.
+fn gives_its_blocks_up_when_it_does(work: fn()) {
+    let (ask, asked) = std::sync::mpsc::channel();
+    let (answer, answered) = std::sync::mpsc::channel();
+    let other = thread::spawn(move || {
+        free_shuffled(mixed_blocks(8 * MIB));
+        answer.send(()).unwrap();
+        asked.recv().unwrap();
+        work();
+        answer.send(()).unwrap();
+        asked.recv().unwrap();
+    });
+    answered.recv().unwrap();
+    let cached = HEAP.summary().cached_bytes;
+    assert!(cached > MIB / 2, "{cached}");
+    HEAP.purge();
+    ask.send(()).unwrap();
+    answered.recv().unwrap();
+    let left = HEAP.summary().cached_bytes;
+    assert!(left < cached / 4, "{left} of {cached}");
+    ask.send(()).unwrap();
+    other.join().unwrap();
+}
+
 #[test]
 fn other_threads_give_their_blocks_up_on_their_next_slow_path() {
     let output = in_child(
         |_| (),
         || {
-            let (ask, asked) = std::sync::mpsc::channel();
-            let (answer, answered) = std::sync::mpsc::channel();
-            let other = thread::spawn(move || {
-                free_shuffled(mixed_blocks(8 * MIB));
-                answer.send(()).unwrap();
-                asked.recv().unwrap();
-                // More than the cache has of that size.
-                drop((0..20).map(|_| Box::new([0u8; 30_000])).collect::<Vec<_>>());
-                answer.send(()).unwrap();
-                asked.recv().unwrap();
+            // More than the cache has of that size.
+            gives_its_blocks_up_when_it_does(|| {
+                drop((0..20).map(|_| Box::new([0u8; 30_000])).collect::<Vec<_>>())
             });
-            answered.recv().unwrap();
-            let cached = HEAP.summary().cached_bytes;
-            assert!(cached > MIB / 2, "{cached}");
-            HEAP.purge();
-            ask.send(()).unwrap();
-            answered.recv().unwrap();
-            let left = HEAP.summary().cached_bytes;
-            assert!(left < cached / 4, "{left} of {cached}");
-            ask.send(()).unwrap();
-            other.join().unwrap();
         },
     );
     assert_ended_well(&output);
@@ -141,28 +148,7 @@ fn a_cache_gives_up_the_blocks_for_others_that_it_did_not_add_to_for_a_while() {
 fn a_thread_that_only_uses_runs_gives_its_blocks_up_when_asked() {
     let output = in_child(
         |_| (),
-        || {
-            let (ask, asked) = std::sync::mpsc::channel();
-            let (answer, answered) = std::sync::mpsc::channel();
-            let other = thread::spawn(move || {
-                free_shuffled(mixed_blocks(8 * MIB));
-                for _ in 0..2 {
-                    answer.send(()).unwrap();
-                    asked.recv().unwrap();
-                    hint::black_box(Vec::<u8>::with_capacity(100_000));
-                }
-            });
-            answered.recv().unwrap();
-            let cached = HEAP.summary().cached_bytes;
-            assert!(cached > MIB / 2, "{cached}");
-            HEAP.purge();
-            ask.send(()).unwrap();
-            answered.recv().unwrap();
-            let left = HEAP.summary().cached_bytes;
-            assert!(left < cached / 4, "{left} of {cached}");
-            ask.send(()).unwrap();
-            other.join().unwrap();
-        },
+        || gives_its_blocks_up_when_it_does(|| drop(hint::black_box(Vec::<u8>::with_capacity(100_000)))),
     );
     assert_ended_well(&output);
 }

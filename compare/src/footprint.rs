@@ -3,7 +3,6 @@
 //! A scene is played once in a fresh process. It says what its program holds at the end, and the resident size of
 //! the process is read a second later, before and after the allocator is asked to give back what it can.
 
-use std::fs;
 use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::measure::status;
 use crate::workloads::{SizeTable, random_below};
 
 const MIB: usize = 1 << 20;
@@ -91,13 +91,6 @@ pub fn measure(scene: &Scene, give_back: GiveBack) -> Footprint {
         idle: idle.saturating_sub(before),
         given_back: given_back.saturating_sub(before),
     }
-}
-
-fn status(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("Linux with /proc mounted");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel reports sizes");
-    let kib = line.trim().trim_end_matches(" kB").parse::<u64>().expect("sizes are in kB");
-    kib * 1024
 }
 
 fn resident() -> u64 {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::workloads::Workload;
 
+const KIB: u64 = 1024;
+
 /// One run of one workload, as printed by an allocator's binary.
 ///
 /// Time and faults are those of the work alone, without what prepares it; memory is the peak of
@@ -85,14 +87,14 @@ fn usage(who: UsageWho) -> Usage {
 /// For the process itself `VmHWM` is read, because `ru_maxrss` starts at the size of whatever
 /// process called `exec`. For a child that is this process, whose only work was to start children.
 fn peak_rss_bytes() -> u64 {
-    const KIB: u64 = 1024;
+    let children = usage(UsageWho::RUSAGE_CHILDREN).max_rss() as u64 * KIB;
+    status("VmHWM:").max(children)
+}
+
+/// Bytes that the kernel reports of this process as `name`, which ends in a colon.
+pub(crate) fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("Linux with /proc mounted");
-    let own = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .and_then(|number| number.parse::<u64>().ok())
-        .expect("the kernel reports VmHWM in kB");
-    let children = usage(UsageWho::RUSAGE_CHILDREN).max_rss() as u64;
-    own.max(children) * KIB
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel reports sizes");
+    let kib = line.trim().strip_suffix(" kB").and_then(|number| number.parse::<u64>().ok());
+    kib.expect("sizes are in kB") * KIB
 }

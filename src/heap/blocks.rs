@@ -269,20 +269,13 @@ impl<G: Geometry> Heap<G> {
         }
     }
 
-    /// Ends the process, as the block at `address`, which is to be handed out, was in use meanwhile.
+    /// Ends the process for a `misuse` of `address`, with what the page table says of its page. The caller holds no lock of a
+    /// bin or of the runs.
     #[cold]
     #[inline(never)]
-    pub(crate) fn refuse_unmarked(&self, address: usize) -> ! {
+    pub(crate) fn refuse(&self, misuse: Misuse, address: usize) -> ! {
         let state = self.table.page_of(address).map(|page| self.page_state(page));
-        fault::misuse(Misuse::UsedSinceFreed, address, state)
-    }
-
-    /// Ends the process, as `address`, which is being freed, is where no block begins.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn refuse_middle(&self, address: usize) -> ! {
-        let state = self.table.page_of(address).map(|page| self.page_state(page));
-        fault::misuse(Misuse::NotAtStart, address, state)
+        fault::misuse(misuse, address, state)
     }
 
     /// The tag of the Divided page that `address` lies in, if it is in one.

@@ -24,13 +24,13 @@ use crate::size_class::Geometry;
 use crate::sys::{self, resident};
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 
-/// Of the pages that are sparse already, the part that is made so next.
+/// The pages that are made sparse next are one part in so many of those that are.
 const STRETCH_SHARE: u32 = 8;
-/// Of blocks, the part that may not be touched where they are said to be touched as a whole.
+/// Blocks count as touched as a whole if no more than one part in so many is not.
 const UNTOUCHED_SHARE: usize = 8;
 /// Longer runs are not sparse, but have mappings of their own where they are to do without huge pages: sparse ranges stay.
 const LONGEST_SPARSE: usize = HUGE_PAGE / 2;
-/// Of a run, the part that is touched at least where runs are said to be. What grows by doubling touches as much.
+/// A run counts as touched as a whole if at least one part in so many is. What grows by doubling touches as much.
 const TOUCHED_OF_RUNS: usize = 2;
 /// So many runs follow the first that was touched, before another is to tell: each may have 2 MiB.
 const TRUST_IN_RUNS: u8 = 4;

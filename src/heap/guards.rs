@@ -26,6 +26,7 @@ const MOST_MAPPED: usize = 4096;
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 /// Those with mappings of their own, pages that were guards included.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
 impl<G: Geometry> Heap<G> {
     /// Whether the heap is the hardened one.
     pub(super) fn is_hardened(&self) -> bool {

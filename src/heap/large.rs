@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
 const LARGE: usize = 2 * HUGE_PAGE;
-/// Unless more than this part of what they have would be left of their last huge page.
+/// Unless more than one part in so many of their bytes would be left of their last huge page.
 const WASTED_SHARE: usize = 16;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
 const LARGE_ZEROED: usize = 16 << 20;
@@ -93,7 +93,6 @@ impl<G: Geometry> Heap<G> {
 
     /// A run for `layout`, which `owner` is to hold.
     pub(crate) fn alloc_run(&self, owner: ComponentIndex, layout: Layout, zeroed: bool) -> *mut u8 {
-        let shift = self.geometry().page_shift();
         // Memory that is not to be zeroed is there to be written. But who asks for many zeros may mean to use only a few
         // of them: a table that is to fill up some day.
         let least_advised = if zeroed { LARGE_ZEROED } else { LARGE };
@@ -114,18 +113,29 @@ impl<G: Geometry> Heap<G> {
             drop(runs);
         }
         let address = self.table.address_of(start);
-        let mut from = start;
-        while zeroed && dirty.is_some() {
+        if zeroed && dirty.is_some() {
+            // SAFETY: the run is as long, and nobody else has it.
+            unsafe { self.zero_dirty_pages(start, count, address + layout.size()) };
+        }
+        self.pointer(address)
+    }
+
+    /// Has those pages of a run that may hold something hold zeros, up to the address `end`. The others do already.
+    ///
+    /// # Safety
+    /// The run is the caller's, and reaches to `end`.
+    unsafe fn zero_dirty_pages(&self, head: PageIndex, count: PageCount, end: usize) {
+        let mut from = head;
+        loop {
             // What is known of pages stays as it is while they are in use.
-            let next = self.runs().next_dirty(from, start.plus(count));
+            let next = self.runs().next_dirty(from, head.plus(count));
             let Some((first, pages)) = next else { break };
             let start = self.table.address_of(first);
-            let end = (address + layout.size()).min(start + pages.bytes(shift));
-            // SAFETY: the range is part of the run, which nobody else has.
+            let end = end.min(start + pages.bytes(self.geometry().page_shift()));
+            // SAFETY: the range is part of the run, which is the caller's.
             unsafe { self.fill_with_zeros(start, end.saturating_sub(start)) };
             from = first.plus(pages);
         }
-        self.pointer(address)
     }
 
     /// Has memory that may hold anything hold zeros.

@@ -107,7 +107,7 @@ impl Heap<BuildGeometry> {
 mod tests {
     use super::*;
     use crate::page_table::Tag;
-    use crate::size_class::Geometry;
+    use std::boxed::Box;
 
     #[test]
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {
@@ -117,17 +117,18 @@ mod tests {
         assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, SHARED_SHARDS));
         heap.check().expect("a new heap is in order");
     }
+
     #[test]
     fn an_account_that_differs_from_the_pages_is_seen() {
-        let ledger: &'static Ledger = std::boxed::Box::leak(std::boxed::Box::new(Ledger::new()));
+        let ledger: &'static Ledger = Box::leak(Box::new(Ledger::new()));
         let heap =
             Heap::with_geometry(BuildGeometry, PageCount(64), SHARED_SHARDS, Some(ledger), true, false)
                 .unwrap();
         let component = ledger.find_or_open("of a test", |_| ()).unwrap();
         let account = ledger.account(component).unwrap();
-        let layout = core::alloc::Layout::new::<[u8; 100]>();
+        let layout = Layout::new::<[u8; 100]>();
         let block = heap.alloc_block(Tag::new(component.shard(), BuildGeometry.class_of(layout))).start;
-        let run = heap.alloc_run(component, core::alloc::Layout::new::<[u8; 1 << 17]>(), false);
+        let run = heap.alloc_run(component, Layout::new::<[u8; 1 << 17]>(), false);
         assert!(!block.is_null() && !run.is_null());
         let room = heap.room_for(layout).unwrap();
         assert_eq!(account.held(), room + (1 << 17));

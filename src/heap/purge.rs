@@ -19,7 +19,7 @@ const STEP: usize = HUGE_PAGE;
 /// Pages whose part of the table is looked at under one lock.
 const TABLE_STEP: PageCount = PageCount(4096);
 
-/// Where more than this part of the pages' memory goes back in parts, huge pages are of no use.
+/// Where more than one part in so many of the pages' memory goes back in parts, huge pages are of no use.
 const PURGED_SHARE: usize = 8;
 
 /// Of fewer pages that says nothing, unless there are no more.

@@ -53,7 +53,7 @@ pub(super) static CALLS: AtomicU32 = AtomicU32::new(0);
 /// What [`share`] returns: it is wanted more often than it changes.
 static SHARE: AtomicUsize = AtomicUsize::new(ALL_CACHES_BYTES);
 
-pub(super) static REGISTRY: Lock<Registry> = Lock::new(Registry {
+static REGISTRY: Lock<Registry> = Lock::new(Registry {
     first: ptr::null(),
     of_shard: [0; SHARDS],
     in_use: 0,
@@ -241,19 +241,12 @@ pub(crate) fn give_up_all(heap: &Heap<BuildGeometry>) {
     take_from_all(heap, Unused::All);
 }
 
-/// What all thread caches hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct CacheTotals {
-    /// Blocks, by class.
-    pub(crate) blocks: [usize; CLASS_COUNT],
-}
-
-/// Counts what all caches hold. Threads at work may change it meanwhile.
-pub(crate) fn totals() -> CacheTotals {
-    let mut totals = CacheTotals { blocks: [0; CLASS_COUNT] };
+/// Counts the blocks that all caches hold, by class. Threads at work may change it meanwhile.
+pub(crate) fn totals() -> [usize; CLASS_COUNT] {
+    let mut totals = [0; CLASS_COUNT];
     for cache in registry().caches() {
         for class in classes() {
-            totals.blocks[class.get()] += cache.local.held(class) + cache.remote.held(class);
+            totals[class.get()] += cache.local.held(class) + cache.remote.held(class);
         }
     }
     totals
