@@ -83,6 +83,16 @@ fn blocks_and_runs_belong_to_where_they_were_allocated() {
 }
 
 #[test]
+fn what_a_component_holds_is_a_line() {
+    static LINED: Component = Component::new("lined").limit(64 << 20);
+    let held = LINED.enter(|| Vec::<u8>::with_capacity(2 * MIB));
+    let pages = 2 * MIB / built::PAGE_SIZE;
+    let expected = format!("lined: 2.0 MiB live, 0 B cached, in {pages} pages (2.0 MiB), at most 64.0 MiB");
+    assert_eq!(LINED.stats().to_string(), expected);
+    drop(held);
+}
+
+#[test]
 fn nothing_outside_is_counted() {
     static QUIET: Component = Component::new("quiet");
     in_thread(|| {

@@ -5,8 +5,8 @@ use crate::blocks::{Block, looked_at};
 use crate::pattern::fill;
 use crate::system::{self, Kind, Plan};
 use crate::target::Target;
-use page_memory_allocator::HeapOptions;
 use page_memory_allocator::size_class::built;
+use page_memory_allocator::{Component, HeapOptions};
 use std::alloc::Layout;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -44,6 +44,33 @@ pub fn what_a_refused_move_unmapped_is_not_taken_from_others(taken: bool, is_own
     source.check();
     drop(own);
     assert!(is_whole(), "a page of others went with the heap");
+}
+
+/// A move of memory that is refused leaves what the component holds as it is, and the copy is its own.
+pub fn a_refused_move_leaves_the_account_of_the_component_right() {
+    static COMPONENT: Component = Component::new("of a test");
+    let layout = |size| Layout::from_size_align(size, 1).unwrap();
+    let held = || {
+        let mut held = 0;
+        HEAP.components(|component| held += component.live_bytes);
+        held
+    };
+    // The heap is to be there.
+    drop(Block::new(&HEAP, layout(64), 1));
+    COMPONENT.enter(|| {
+        let mut run = Block::new(&HEAP, layout(2 << 20), 1).expect("nothing is refused");
+        let in_the_way = Block::new(&HEAP, layout(2 << 20), 2);
+        assert_eq!(held(), 4 << 20);
+        system::set(Plan { kind: Some(Kind::Remap), first: 1, count: 100 });
+        run.resize(8 << 20);
+        assert!(system::refused() > 0, "nothing was moved");
+        system::set(Plan::NONE);
+        assert_eq!(held(), 10 << 20);
+        HEAP.check().unwrap();
+        drop((run, in_the_way));
+    });
+    assert_eq!(held(), 0);
+    HEAP.check().unwrap();
 }
 
 /// A run that was moved is not mapped anew when it is freed, as the system refuses: it has no memory for all that.

@@ -106,6 +106,7 @@ fn main() {
             cases::what_a_refused_move_unmapped_is_not_taken_from_others(taken, is_own)
         });
     }
+    in_child(Plan::NONE, "an account", cases::a_refused_move_leaves_the_account_of_the_component_right);
     in_child(Plan::NONE, "mapped anew", cases::what_is_refused_to_be_mapped_anew_has_no_memory);
     in_child(Plan::NONE, "lost places", cases::few_places_are_lost_to_runs_that_shrink);
     in_child(
