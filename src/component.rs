@@ -65,7 +65,8 @@ use core::sync::atomic::{AtomicU16, Ordering::Acquire, Ordering::Release};
 ///
 /// # What it needs
 /// Memory must come from [`PageAllocator`](crate::PageAllocator), with thread caches. It need not be the global
-/// allocator, but collections allocate from that one only, and who enters before it was first used stays outside. Without thread caches (a build with neither `std` nor
+/// allocator, but collections allocate from that one only, and what is entered before it was first used is
+/// outside. Without thread caches (a build with neither `std` nor
 /// `initial-exec`), or when there is no room for one more component, everything is outside.
 pub struct Component {
     name: &'static str,

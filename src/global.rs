@@ -460,8 +460,8 @@ impl PageAllocator {
         let class = BuildGeometry.class_of(layout);
         let sampled = profile::forget_run(address);
         if class == ClassIndex::NONE || sampled {
-            // A sampled run may have the layout of a block.
-            return dealloc_run(heap, address, if sampled { None } else { Some(layout) });
+            // A sampled run may have the layout of a block; it has a page then.
+            return dealloc_run(heap, address, Some(layout));
         }
         dealloc_tagged(heap, heap.tag_for_free(address, class), address);
     }

@@ -457,7 +457,7 @@ impl<G: Geometry> Heap<G> {
             (ClassIndex::NONE, ClassIndex::NONE) => self.resize_run(address, Some(old), new),
             (old, new) if old == new => {
                 #[cfg(feature = "profile")]
-                if crate::profile::is_sampled_run(address) {
+                if self.is_process_heap && crate::profile::is_sampled_run(address) {
                     // A run, though the layout is that of a block: it moves.
                     return None;
                 }

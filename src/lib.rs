@@ -174,7 +174,7 @@
 #![cfg_attr(not(feature = "os"), allow(dead_code))]
 // Nor are there all the items that the documentation links to, which speaks of all features.
 #![cfg_attr(not(feature = "os"), allow(rustdoc::broken_intra_doc_links))]
-#[cfg(any(test, feature = "profile", all(feature = "std", not(feature = "initial-exec"))))]
+#[cfg(any(test, feature = "profile", feature = "std"))]
 extern crate std;
 
 #[cfg(all(feature = "os", not(all(target_os = "linux", target_pointer_width = "64"))))]

@@ -3,14 +3,14 @@
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
-use page_memory_allocator::{Component, PageAllocator, Summary};
+use page_memory_allocator::{Component, HeapOptions, PageAllocator, Summary};
 use std::alloc::{GlobalAlloc as _, Layout};
 use std::hint::black_box;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{env, fs, io, process, ptr, thread};
+use std::{env, fs, io, process, ptr, slice, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -288,6 +288,37 @@ fn a_sampled_block_that_is_freed_twice_ends_the_process() {
     );
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("page_memory_allocator"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_sampled_run_that_is_freed_with_the_layout_of_another_length_ends_the_process() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_PROFILE_BYTES", "1");
+        },
+        || {
+            // SAFETY: the run has a size. It is freed with another one to see what comes of it.
+            unsafe { HEAP.dealloc(HEAP.alloc(Layout::new::<[u8; 4 * MIB]>()), Layout::new::<[u8; MIB]>()) };
+        },
+    );
+    assert!(!output.status.success());
+    let expected = "freed with a layout that the block or run does not have";
+    assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+}
+
+#[test]
+fn blocks_of_a_heap_in_sampled_memory_stay_where_they_are() {
+    sampling("1", || {
+        let pages = Layout::from_size_align(MIB, 64 << 10).unwrap();
+        // SAFETY: the layout has a size; zeros are bytes, and nobody else has them.
+        let memory = unsafe { slice::from_raw_parts_mut(HEAP.alloc_zeroed(pages), pages.size()) };
+        let heap = HeapOptions::new().build_apart(memory, vec![0; MIB].leak()).unwrap();
+        let layout = Layout::new::<[u8; 1000]>();
+        let first = heap.alloc(layout);
+        assert_eq!(first.addr() % pages.align(), 0, "it is where the sampled run begins");
+        // SAFETY: the block is live, and has that layout.
+        assert_eq!(unsafe { heap.realloc(first, layout, 999) }, first);
+    });
 }
 
 #[test]

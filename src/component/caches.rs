@@ -15,7 +15,7 @@ use crate::tls;
 use crate::units::ComponentIndex;
 use core::alloc::Layout;
 use core::cell::Cell;
-#[cfg(all(feature = "std", not(feature = "initial-exec")))]
+#[cfg(feature = "std")]
 use core::hint;
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -101,14 +101,24 @@ impl Family {
 /// before anything was allocated.
 #[cold]
 fn make_heap() -> Option<&'static Heap<BuildGeometry>> {
-    #[cfg(all(feature = "std", not(feature = "initial-exec")))]
-    // SAFETY: the layout has a size; the block, if there is one, is freed as it was allocated.
-    unsafe {
-        let layout = Layout::new::<u8>();
-        let block = hint::black_box(std::alloc::alloc(layout));
-        if !block.is_null() {
-            std::alloc::dealloc(block, layout);
+    #[cfg(feature = "std")]
+    {
+        std::thread_local! {
+            /// Whether the thread is here already: the global allocator may be one that enters a component itself.
+            static MAKING: Cell<bool> = const { Cell::new(false) };
         }
+        if MAKING.replace(true) {
+            return None;
+        }
+        let layout = Layout::new::<u8>();
+        // SAFETY: the layout has a size; the block, if there is one, is freed as it was allocated.
+        unsafe {
+            let block = hint::black_box(std::alloc::alloc(layout));
+            if !block.is_null() {
+                std::alloc::dealloc(block, layout);
+            }
+        }
+        MAKING.set(false);
     }
     global::heap()
 }
