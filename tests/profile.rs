@@ -34,6 +34,21 @@ fn keep_small() -> Vec<Box<[u8; 500]>> {
     (0..100_000).map(|_| Box::new([1; 500])).collect()
 }
 
+#[allow(clippy::vec_box)] // as above
+trait Keep {
+    fn keep() -> Vec<Box<[u8; 500]>>;
+}
+
+struct Small;
+
+impl Keep for Small {
+    #[allow(clippy::vec_box)] // as above
+    #[inline(never)]
+    fn keep() -> Vec<Box<[u8; 500]>> {
+        (0..100_000).map(|_| Box::new([1; 500])).collect()
+    }
+}
+
 #[inline(never)]
 fn keep_large() -> Vec<Vec<u8>> {
     (0..200).map(|_| vec![1; 200_000]).collect()
@@ -91,7 +106,7 @@ fn the_profile_is_a_gzipped_document_with_the_names_in_it() {
 #[test]
 fn go_tool_pprof_reads_the_profile() {
     sampling("32K", || {
-        let kept = keep_small();
+        let kept = Small::keep();
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("heap.pb.gz");
         fs::write(&path, HEAP.profile().pprof()).unwrap();
         let mut go = Command::new("go");
@@ -99,7 +114,8 @@ fn go_tool_pprof_reads_the_profile() {
             Ok(output) => {
                 assert!(output.status.success(), "{}", text(&output.stderr));
                 let top = text(&output.stdout);
-                assert!(top.contains("Type: inuse_space") && top.contains("keep_small"), "{top}");
+                assert!(top.contains("Type: inuse_space"), "{top}");
+                assert!(top.contains("<profile::Small as profile::Keep>::keep"), "{top}");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "there is no go, and CI needs one");
@@ -107,6 +123,18 @@ fn go_tool_pprof_reads_the_profile() {
             }
             Err(error) => panic!("{go:?}: {error}"),
         }
+        black_box(kept);
+    });
+}
+
+#[test]
+fn to_write_the_profile_leaves_nothing_in_the_heap() {
+    sampling("32K", || {
+        let kept = keep_small();
+        let before = HEAP.summary().live_bytes;
+        drop((HEAP.profile().pprof(), HEAP.profile().folded()));
+        let after = HEAP.summary().live_bytes;
+        assert!(after < before + MIB, "{before} bytes live, {after} after two documents");
         black_box(kept);
     });
 }

@@ -104,8 +104,9 @@ pub(super) fn write(stacks: &BTreeMap<Frames, Live>, names: &Names, interval: us
         profile.message(4, &location);
     }
     for (&(name, file), &id) in &functions {
+        // Without the name that the system has for it: where that is the same, pprof takes it for one of C++, and cuts it.
         let mut function = Message::default();
-        function.number(1, id).number(2, name).number(3, name).number(4, file);
+        function.number(1, id).number(2, name).number(4, file);
         profile.message(5, &function);
     }
     let default_type = strings.number("inuse_space");

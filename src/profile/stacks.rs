@@ -112,6 +112,8 @@ impl Profile {
         for &address in self.stacks.keys().flatten().filter(|&&address| address != 0) {
             names.entry(address).or_insert_with(|| place_of(address));
         }
+        // What it has read of the program would stay in the heap that is looked at: tens of megabytes.
+        backtrace::clear_symbol_cache();
         names
     }
 }
