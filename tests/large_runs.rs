@@ -477,6 +477,38 @@ fn runs_aligned_to_more_than_their_length_do_not_have_what_lies_between_them() {
 }
 
 #[test]
+fn runs_that_fill_a_small_part_of_their_page_do_not_have_the_rest_of_it() {
+    if !has_huge_pages() || cfg!(feature = "hardened") {
+        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+        return;
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            const COUNT: usize = 2_000;
+            let dense = beyond_where_huge_pages_begin();
+            let layout = Layout::from_size_align(16 << 10, 64 << 10).unwrap();
+            let mut runs = Vec::with_capacity(COUNT);
+            let before = status("VmRSS:");
+            for _ in 0..COUNT {
+                // SAFETY: the layout has a size, and the run is as long.
+                unsafe {
+                    let run = HEAP.alloc(layout);
+                    run.write_bytes(1, layout.size());
+                    runs.push(run);
+                }
+            }
+            let resident = status("VmRSS:") - before;
+            assert!(resident < COUNT * (20 << 10), "{resident}");
+            // SAFETY: each run was allocated with this layout.
+            runs.into_iter().for_each(|run| unsafe { HEAP.dealloc(run, layout) });
+            drop(dense);
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn where_memory_went_back_in_parts_the_system_does_not_fill_huge_pages() {
     let output = in_child(
         |_| (),
