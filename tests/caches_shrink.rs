@@ -1,4 +1,4 @@
-//! What waits in thread caches goes back to the pages: when asked for, when it was not used for a while, and when the thread ends.
+//! What waits in thread caches goes back to the pages: when asked for, and when it was not used for a while.
 
 #[path = "common/background.rs"]
 mod background;
@@ -6,14 +6,11 @@ mod background;
 mod child;
 #[path = "common/load.rs"]
 mod load;
-#[path = "common/resident.rs"]
-mod resident;
 
 use background::becomes_true;
 use child::{assert_ended_well, in_child};
 use load::{free_shuffled, mixed_blocks};
 use page_memory_allocator::PageAllocator;
-use resident::resident;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -57,34 +54,6 @@ fn other_threads_give_their_blocks_up_on_their_next_slow_path() {
             gives_its_blocks_up_when_it_does(|| {
                 drop((0..20).map(|_| Box::new([0u8; 30_000])).collect::<Vec<_>>())
             });
-        },
-    );
-    assert_ended_well(&output);
-}
-
-#[test]
-#[cfg(not(feature = "hardened"))] // blocks of a fresh page are handed out in any order
-fn blocks_that_a_thread_never_used_have_no_memory_when_it_has_ended() {
-    let output = in_child(
-        |command| _ = command.envs([("PMA_PURGE_MS", "never"), ("PMA_HUGE_PAGES", "0")]),
-        || {
-            // One more than several refills bring, so that most of the last one is left.
-            const BLOCKS: usize = 57;
-            let use_some = |size: usize| {
-                let blocks: Vec<Vec<u8>> = (0..BLOCKS).map(|_| vec![1; size]).collect();
-                BLOCKS * blocks[0].capacity()
-            };
-            thread::spawn(move || use_some(100)).join().unwrap();
-            let before = resident();
-            let used: usize =
-                thread::spawn(move || (512..=1024).step_by(64).map(use_some).sum()).join().unwrap();
-            let after = resident() - before;
-            assert!(after < used * 13 / 10, "{used} bytes were used, {after} are resident");
-            // The blocks are there for the next thread all the same.
-            let sizes = (512..=1024).step_by(64);
-            let use_more = move || sizes.clone().chain(sizes).map(use_some).sum::<usize>();
-            assert_eq!(thread::spawn(use_more).join().unwrap(), 2 * used);
-            HEAP.check().unwrap();
         },
     );
     assert_ended_well(&output);

@@ -292,6 +292,34 @@ fn nothing_goes_back_by_itself_if_that_is_turned_off() {
 }
 
 #[test]
+#[cfg(not(feature = "hardened"))] // blocks of a fresh page are handed out in any order
+fn blocks_that_a_thread_never_used_have_no_memory_when_it_has_ended() {
+    let output = in_child(
+        |command| _ = command.envs([("PMA_PURGE_MS", "never"), ("PMA_HUGE_PAGES", "0")]),
+        || {
+            // One more than several refills bring, so that most of the last one is left.
+            const BLOCKS: usize = 57;
+            let use_some = |size: usize| {
+                let blocks: Vec<Vec<u8>> = (0..BLOCKS).map(|_| vec![1; size]).collect();
+                BLOCKS * blocks[0].capacity()
+            };
+            thread::spawn(move || use_some(100)).join().unwrap();
+            let before = resident();
+            let used: usize =
+                thread::spawn(move || (512..=1024).step_by(64).map(use_some).sum()).join().unwrap();
+            let after = resident() - before;
+            assert!(after < used * 13 / 10, "{used} bytes were used, {after} are resident");
+            // The blocks are there for the next thread all the same.
+            let sizes = (512..=1024).step_by(64);
+            let use_more = move || sizes.clone().chain(sizes).map(use_some).sum::<usize>();
+            assert_eq!(thread::spawn(use_more).join().unwrap(), 2 * used);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn the_ends_of_runs_that_nobody_asked_for_go_back_in_time() {
     let output = in_child(
         |command| _ = command.env("PMA_PURGE_MS", "100"),
