@@ -22,6 +22,7 @@ use core::fmt;
 /// What is resident is what the system says of each OS page. An OS page of a Divided page holds several blocks, or
 /// part of one: each of them has its share of it. Of the blocks that the page table takes for live, those in thread
 /// caches are known by number only, so they have the part of their class's resident bytes that they are by number.
+/// Once a process has forked, the system does not tell its pages from that of zeros: what was only read counts, too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Resident {

@@ -153,14 +153,14 @@ impl<G: Geometry> Heap<G> {
         runs.expectation(count).expects_whole(is_whole, TRUST_IN_RUNS);
     }
 
-    /// Whether the run at `head` was touched as a whole, or nearly so. What nobody asked for of it counts as not touched: in a
-    /// huge page it would be resident, too.
+    /// Whether the run at `head` was touched as a whole, or nearly so. One that was asked for less of its pages, as it is aligned to
+    /// more than its length, never is: in a huge page the rest would be resident, too.
     fn is_touched_as_whole(&self, runs: &Runs, head: PageIndex, count: PageCount) -> bool {
-        let window = resident::WINDOW * sys::page_size();
         let all = count.bytes(self.geometry().page_shift());
         let asked = all - self.table.multi_tail(runs, head);
-        let seen = asked.next_multiple_of(sys::page_size()).min(window);
-        resident::bytes_with_memory(self.at(head), seen) >= all.min(window) / TOUCHED_OF_RUNS
+        let seen = asked.next_multiple_of(sys::page_size()).min(resident::WINDOW * sys::page_size());
+        asked >= all / TOUCHED_OF_RUNS
+            && resident::bytes_with_memory(self.at(head), seen) >= seen / TOUCHED_OF_RUNS
     }
 
     /// Has a run that is about to be freed tell how much of it was touched, if it is to.
