@@ -127,3 +127,40 @@ unsafe fn unlock() {
         thread_cache::unlock_registry();
     }
 }
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use core::alloc::{GlobalAlloc, Layout};
+
+    #[test]
+    fn who_forks_has_all_locks_that_another_may_have() {
+        const ALLOCATOR: crate::PageAllocator = crate::PageAllocator::new();
+        let layout = Layout::new::<[u8; 100]>();
+        // SAFETY: the block is freed once, with its layout.
+        unsafe { ALLOCATOR.dealloc(ALLOCATOR.alloc(layout), layout) };
+        // Who waits for a lock of its own ends the process.
+        let takes: [fn(); 5] = [
+            || _ = thread_cache::kept_pages(),
+            || _ = heap().map(Heap::frontier),
+            || drop(LEDGER.freeze()),
+            || _ = metadata::mapped_bytes(),
+            guarded::lock,
+        ];
+        for (number, take) in takes.into_iter().enumerate() {
+            // SAFETY: the child does no more than this, and ends.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                prepare();
+                take();
+                // SAFETY: there is nothing to be done at its end.
+                unsafe { libc::_exit(0) };
+            }
+            let mut status = 0;
+            // SAFETY: the status is written.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+            assert_eq!(signal, Some(libc::SIGABRT), "lock {number}");
+        }
+    }
+}

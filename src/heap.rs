@@ -637,3 +637,21 @@ impl<G: Geometry> fmt::Debug for Heap<G> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "os"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_knows_which_locks_of_a_heap_it_has() {
+        let heap = HeapOptions::new().build().unwrap();
+        assert!(!heap.has_lock_from(0));
+        let runs = heap.runs();
+        assert!(heap.has_lock_from(0) && heap.has_lock_from(1));
+        drop(runs);
+        let bin = heap.bin(Tag::new(ShardIndex(0), ClassIndex(1)));
+        assert!(heap.has_lock_from(0) && !heap.has_lock_from(1));
+        drop(bin);
+        assert!(!heap.has_lock_from(0));
+    }
+}

@@ -663,10 +663,12 @@ mod tests {
     }
 
     #[test]
-    fn free_pages_are_counted_up_to_the_end_of_the_bitmap() {
+    fn free_pages_are_looked_at_up_to_the_end_of_the_bitmap() {
         let mut runs = runs(128);
         runs.grow(PageCount(128));
         assert_eq!(runs.free_from(PageIndex(100), PageCount(100)), PageCount(28));
+        let all = (PageIndex(0), PageCount(128));
+        assert_eq!(runs.with_clean(PageIndex(100), PageCount(1), PageCount(256)), all);
     }
 
     #[test]

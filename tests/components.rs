@@ -511,6 +511,17 @@ fn a_component_may_be_left_after_the_caches_are_gone() {
 }
 
 #[test]
+fn a_purge_leaves_nothing_in_the_caches_of_the_thread_that_asks_for_it() {
+    static INSIDE: Component = Component::new("purged");
+    in_thread(|| {
+        INSIDE.enter(|| drop([16, 100, 1_000, 5_000].map(|size| black_box(vec![1u8; size]))));
+        assert!(INSIDE.held_bytes() > 0);
+        HEAP.purge();
+        assert_eq!(INSIDE.held_bytes(), 0);
+    });
+}
+
+#[test]
 fn threads_share_a_component() {
     static SHARED: Component = Component::new("shared").limit(8 * MIB);
     static EXCHANGE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -605,6 +616,45 @@ fn a_child_process_has_the_components_of_its_parent() {
                 stop.store(true, Ordering::Relaxed);
             });
             HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
+#[test]
+fn a_child_process_is_told_of_a_soft_limit_though_another_thread_was_being_told_as_it_forked() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+    static SOFT: Component = Component::new("told of in a child").soft_limit(MIB, |_| {
+        TOLD.fetch_add(1, Ordering::Relaxed);
+        while !GO_ON.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+    });
+    let output = in_child(
+        |_| (),
+        || {
+            let some = || SOFT.enter(|| vec![1u8; 600_000]);
+            let first = some();
+            thread::scope(|scope| {
+                scope.spawn(|| drop(some()));
+                while TOLD.load(Ordering::Relaxed) == 0 {
+                    thread::yield_now();
+                }
+                // SAFETY: the child goes on in a copy of this thread, and ends without returning from here.
+                let child = unsafe { libc::fork() };
+                GO_ON.store(true, Ordering::Relaxed);
+                if child == 0 {
+                    drop(first);
+                    drop(some());
+                    // SAFETY: there is nothing to be done at its end.
+                    unsafe { libc::_exit(if TOLD.load(Ordering::Relaxed) == 2 { 0 } else { 1 }) };
+                }
+                let mut status = 0;
+                // SAFETY: the status can be written.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                assert_eq!(status, 0, "the child was told of nothing");
+            });
         },
     );
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));

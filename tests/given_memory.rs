@@ -180,6 +180,16 @@ fn given_memory_is_never_purged() {
     heap.check().unwrap();
 }
 
+/// Nor of its tables, where these are long enough.
+#[cfg(feature = "os")]
+#[test]
+fn given_tables_are_never_purged() {
+    let heap = OPTIONS.build_in(memory(4096 * PAGE)).unwrap();
+    let resident = heap.stats().resident.table_bytes;
+    heap.purge();
+    assert_eq!(heap.stats().resident.table_bytes, resident);
+}
+
 #[cfg(feature = "os")]
 #[test]
 fn no_byte_of_given_memory_is_counted_twice() {

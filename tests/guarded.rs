@@ -122,10 +122,12 @@ fn a_block_that_was_freed_is_not_used_again_before_all_others() {
         unsafe {
             HEAP.dealloc(block, ODD);
             // Fewer than there are slots.
-            odd_blocks()
-                .filter(|&block| ends_a_page(block))
-                .take(100)
-                .for_each(|block| HEAP.dealloc(block, ODD));
+            odd_blocks().filter(|&block| ends_a_page(block)).take(100).for_each(|other| {
+                if other == block {
+                    survived();
+                }
+                HEAP.dealloc(other, ODD);
+            });
             block.read_volatile();
         }
     });
@@ -432,4 +434,114 @@ fn a_block_is_zero_where_the_system_does_not_take_memory_back() {
         }
     });
     assert_ended_well(&output);
+}
+
+/// The handler of the standard library tells an overflow of the stack from other faults. It has a stack of its own, as
+/// who stands before it must have.
+#[test]
+fn an_overflow_of_the_stack_is_told_as_before() {
+    #[allow(unconditional_recursion)]
+    fn endless(depth: usize) -> usize {
+        std::hint::black_box(&[depth; 100]);
+        endless(depth + 1) + 1
+    }
+    let output = in_child(guard_one_in(50), || {
+        guarded();
+        endless(0);
+    });
+    let said = text(&output.stderr);
+    assert!(said.contains("has overflowed its stack"), "{}: {said}", output.status);
+}
+
+/// What guarded blocks have of the limit, and of what is in use, as pages of the heap have the rest.
+fn in_use_by_guarded() -> usize {
+    let summary = HEAP.summary();
+    HEAP.usage().active - (summary.divided_pages.get() + summary.multi_pages.get()) * HEAP.summary().page_size
+}
+
+#[test]
+fn guarded_blocks_that_were_freed_are_in_use_no_more() {
+    let output = in_child(guard_one_in(2), || {
+        // None of these comes from a cache, so about every other one is guarded.
+        let layout = Layout::new::<[u8; 40_000]>();
+        let before = in_use_by_guarded();
+        // SAFETY: each is live, and has this layout.
+        (0..1_000).for_each(|_| unsafe { HEAP.dealloc(HEAP.alloc(layout), layout) });
+        let after = in_use_by_guarded();
+        assert!(after < before + 64 * page(), "{before} bytes before, {after} after");
+    });
+    assert_ended_well(&output);
+}
+
+#[test]
+fn guarded_blocks_are_counted_with_the_others() {
+    let output = in_child(guard_one_in(2), || {
+        let layout = Layout::new::<[u8; 40_000]>();
+        // Of what is free, some has no memory.
+        drop(vec![1u8; 16 << 20]);
+        HEAP.purge();
+        let (before, guarded) = (HEAP.usage(), in_use_by_guarded());
+        // SAFETY: the size is not zero.
+        (0..100).for_each(|_| _ = unsafe { HEAP.alloc(layout) });
+        let (after, live) = (HEAP.usage(), HEAP.stats().guarded);
+        assert!(in_use_by_guarded() > guarded + 20 * layout.size(), "{before}, then {after}");
+        assert!(after.allocated >= before.allocated + 100 * layout.size(), "{before}, then {after}");
+        assert!(after.allocated == HEAP.summary().live_bytes + live.live_bytes, "{live:?}, {after}");
+        let all = HEAP.summary().committed_bytes + in_use_by_guarded();
+        assert_eq!(after.resident - after.metadata + after.retained, all, "{after}");
+    });
+    assert_ended_well(&output);
+}
+
+#[test]
+fn guarded_blocks_are_within_the_limit() {
+    const LIMIT: usize = 8 << 20;
+    let output = in_child(
+        |child| _ = child.envs([("PMA_GUARD_SAMPLE", "10"), ("PMA_LIMIT", "8M")]),
+        || {
+            // Too long to be guarded.
+            let long = Layout::new::<[u8; 128 << 10]>();
+            // SAFETY: the sizes are not zero.
+            while !unsafe { HEAP.alloc(long) }.is_null() {}
+            _ = odd_blocks().count();
+            assert!(HEAP.usage().active <= LIMIT, "{}", HEAP.usage());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn what_cannot_be_guarded_is_not() {
+    static INSIDE: Component = Component::new("not guarded");
+    let output = in_child(guard_one_in(10), || {
+        let before = in_use_by_guarded();
+        let is_not_guarded = |layout: Layout| {
+            for _ in 0..500 {
+                // SAFETY: the block is live, and has this layout.
+                unsafe {
+                    let block = HEAP.alloc(layout);
+                    assert_eq!((in_use_by_guarded(), block.addr() % layout.align()), (before, 0));
+                    HEAP.dealloc(block, layout);
+                }
+            }
+        };
+        // It would begin before a slot does, to end where that does.
+        is_not_guarded(Layout::from_size_align(40_000, 64 << 10).unwrap());
+        // A component is charged for what it has of the heap.
+        INSIDE.enter(|| is_not_guarded(Layout::from_size_align(40_000, 8).unwrap()));
+    });
+    assert_ended_well(&output);
+}
+
+#[test]
+fn the_size_of_a_block_that_was_freed_is_refused() {
+    is_refused("asked for the size of what is not a block", || {
+        let block = guarded();
+        // SAFETY: none for the last line, that is the point.
+        unsafe {
+            HEAP.dealloc(block, ODD);
+            HEAP.usable_size(block);
+        }
+        survived();
+    });
 }

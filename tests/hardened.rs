@@ -502,3 +502,32 @@ fn a_write_to_the_end_of_a_long_freed_block_is_found_if_all_is_zeroed() {
     );
     died_if_hardened(&output, libc::SIGABRT, TWICE_OR_WRITTEN);
 }
+
+#[test]
+fn guards_are_not_counted_against_the_limit() {
+    let output = in_child(
+        |command| _ = command.env("PMA_LIMIT", "32M"),
+        || {
+            let run = Layout::new::<[u8; built::PAGE_SIZE]>();
+            // SAFETY: the size is not zero.
+            let runs = (0..1024).filter(|_| !unsafe { HEAP.alloc(run) }.is_null()).count();
+            assert!((24 << 20..32 << 20).contains(&(runs * run.size())), "{runs} runs");
+        },
+    );
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_run_that_waited_is_handed_out_again_only_where_it_is_aligned() {
+    let plain = Layout::new::<[u8; built::PAGE_SIZE]>();
+    let aligned = Layout::from_size_align(built::PAGE_SIZE, 4 * built::PAGE_SIZE).unwrap();
+    for _ in 0..20 {
+        let runs: Vec<*mut u8> = (0..16).map(|_| alloc(plain)).collect();
+        // SAFETY: the runs are live, and have this layout.
+        runs.into_iter().for_each(|run| unsafe { free(run, plain) });
+        let run = alloc(aligned);
+        assert!(run.addr().is_multiple_of(aligned.align()), "{run:p}");
+        // SAFETY: as above.
+        unsafe { free(run, aligned) };
+    }
+}

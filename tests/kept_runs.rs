@@ -1,8 +1,8 @@
 //! Freed runs that a thread keeps for itself: free to all who look, at hand for the thread, and nobody's loss.
 #![cfg(not(feature = "hardened"))]
 
-use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
+use page_memory_allocator::{Component, PageAllocator};
 use std::alloc::{GlobalAlloc, Layout};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -165,6 +165,69 @@ fn what_a_thread_kept_is_free_once_it_ends_or_others_ask_for_it() {
             free(run, RUN);
             assert!(HEAP.summary().free_pages.get() + 4 >= all.get());
             HEAP.check().unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_a_thread_kept_is_used_again_when_it_has_ended() {
+    alone(
+        |_| (),
+        || {
+            thread::spawn(|| want(RUN)).join().unwrap();
+            let before = HEAP.summary().committed_bytes;
+            // 3 pages each, if each left one behind.
+            (0..200).for_each(|_| thread::spawn(|| want(RUN)).join().unwrap());
+            let more = HEAP.summary().committed_bytes - before;
+            assert!(more < 200 * PAGE, "{more} bytes more are committed");
+        },
+    );
+}
+
+/// What a component is charged for is not kept, wherever it is freed; and inside one, nothing that nobody is charged for.
+#[test]
+fn runs_of_components_are_not_kept_and_none_that_was_is_given_to_one() {
+    alone(
+        |_| (),
+        || {
+            static INSIDE: Component = Component::new("of runs");
+            let inside = || INSIDE.enter(|| alloc(RUN));
+            want(RUN);
+            let run = inside();
+            assert_eq!(INSIDE.held_bytes(), RUN.size());
+            free(run, RUN);
+            assert_eq!(INSIDE.held_bytes(), 0);
+            // Runs of nobody, freed inside: before one is wanted there, and after that.
+            let runs = [alloc(RUN), alloc(RUN)];
+            INSIDE.enter(|| {
+                drop(Box::new(0));
+                free(runs[0], RUN);
+                free(alloc(RUN), RUN);
+                free(runs[1], RUN);
+            });
+            let blocks = INSIDE.held_bytes();
+            let run = inside();
+            assert_eq!(INSIDE.held_bytes(), blocks + RUN.size());
+            free(run, RUN);
+            HEAP.check().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_run_that_is_kept_has_its_memory_still() {
+    alone(
+        |_| (),
+        || {
+            let unused = || {
+                let usage = HEAP.usage();
+                usage.resident - usage.active - usage.metadata
+            };
+            drop(Box::new(0));
+            HEAP.purge();
+            let before = unused();
+            want(RUN);
+            assert!(unused() >= before + RUN.size(), "{}", HEAP.usage());
         },
     );
 }

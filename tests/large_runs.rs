@@ -284,6 +284,42 @@ fn many_runs_that_have_to_move_are_not_copied() {
 }
 
 #[test]
+fn runs_are_moved_however_many_were_moved_before_or_could_not_be() {
+    const BYTES: usize = MIB;
+    let output = in_child(
+        |_| (),
+        || {
+            let heap = HeapOptions::new().capacity(16 * MIB).build().unwrap();
+            let moves_without_a_copy = || {
+                let (first, second) = neighbours(&heap, BYTES);
+                let faults = page_faults();
+                // SAFETY: blocks are used while they are live.
+                unsafe {
+                    let moved = heap.realloc(first, layout(BYTES), 2 * BYTES);
+                    assert!(moved != first && !moved.is_null());
+                    let faults = page_faults() - faults;
+                    assert!(is_filled(moved, BYTES, 1));
+                    heap.dealloc(moved, layout(2 * BYTES));
+                    heap.dealloc(second, layout(BYTES));
+                    faults < (BYTES / 4096 / 4) as i64
+                }
+            };
+            // More than there may be at a time.
+            assert!((0..300).all(|_| moves_without_a_copy()));
+            let (first, second) = neighbours(&heap, BYTES);
+            // SAFETY: as above.
+            unsafe {
+                assert!((0..300).all(|_| heap.realloc(first, layout(BYTES), 16 * BYTES).is_null()));
+                heap.dealloc(first, layout(BYTES));
+                heap.dealloc(second, layout(BYTES));
+            }
+            assert!(moves_without_a_copy());
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
 fn many_zeroed_tables_of_which_little_is_used_stay_small() {
     let output = in_child(
         |_| (),

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
-use std::{env, fs, io, mem, ptr, thread};
+use std::{env, fs, io, iter, mem, ptr, thread};
 
 #[path = "common/child.rs"]
 mod child;
@@ -458,6 +458,25 @@ fn blocks_that_wait_in_the_threads_cache_are_no_reason_to_refuse_what_fits() {
         assert!(growing.try_reserve_exact(25 << 20).is_ok(), "{}", HEAP.summary());
         assert!(growing.iter().all(|&byte| byte == 1));
         HEAP.check().expect("the table is sound");
+    });
+}
+
+#[test]
+fn nor_what_has_no_layout_and_what_is_to_be_shorter_needs_no_memory() {
+    succeeds(narrow, || {
+        let growing = HEAP.malloc(30 << 20);
+        assert!(!growing.is_null());
+        come_and_go(20 << 20);
+        // SAFETY: the blocks are live until they are freed.
+        unsafe {
+            assert_eq!(HEAP.realloc_unsized(growing, 55 << 20), growing, "{}", HEAP.summary());
+            let last_of =
+                |size| iter::repeat_with(|| HEAP.malloc(size)).take_while(|block| !block.is_null()).last();
+            _ = [1 << 20, 30_000].map(last_of);
+            let block = last_of(300).expect("there was room for one");
+            last_of(7);
+            assert_eq!((HEAP.malloc(7), HEAP.realloc_unsized(block, 7)), (ptr::null_mut(), block));
+        }
     });
 }
 

@@ -567,6 +567,25 @@ fn a_heap_of_ones_own_gives_back_what_is_free_and_keeps_what_is_not() {
 }
 
 #[test]
+fn the_end_of_a_run_goes_back_once_and_once_more_when_the_run_was_resized() {
+    const PAGE: usize = 64 << 10;
+    let heap = HeapOptions::new().capacity(MIB).page_size(PAGE).build().unwrap();
+    let layout = |bytes| Layout::from_size_align(bytes, 8).unwrap();
+    let end = (PAGE - 1) / os_page_size() * os_page_size();
+    let run = heap.alloc(layout(PAGE + 1));
+    assert_eq!((heap.purge(), heap.purge()), (end, 0));
+    // SAFETY: the run is live, and has the layout that it has at each time.
+    unsafe {
+        assert_eq!(heap.realloc(run, layout(PAGE + 1), 2 * PAGE), run);
+        run.write_bytes(1, 2 * PAGE);
+        assert_eq!(heap.purge(), 0);
+        assert_eq!(heap.realloc(run, layout(2 * PAGE), PAGE + 1), run);
+        assert_eq!((heap.purge(), heap.purge()), (end, 0));
+        heap.dealloc(run, layout(PAGE + 1));
+    }
+}
+
+#[test]
 fn what_the_system_refuses_to_take_is_given_back_later() {
     let heap = HeapOptions::new().capacity(MIB).page_size(64 << 10).build().unwrap();
     let layout = Layout::new::<[u64; 1024]>();

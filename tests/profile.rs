@@ -275,6 +275,45 @@ fn sampled_blocks_are_forgotten_whoever_frees_them_and_however() {
 }
 
 #[test]
+fn sampled_blocks_are_forgotten_among_others_of_another_thread() {
+    sampling("16K", || {
+        let before = HEAP.profile().live_bytes();
+        let blocks: Vec<Vec<u8>> = (0..10_000).map(|_| vec![1; 200]).collect();
+        assert!(HEAP.profile().live_bytes() > before + MIB);
+        // The others wait in its cache until they go home.
+        thread::spawn(|| drop(blocks)).join().unwrap();
+        assert!(HEAP.profile().live_bytes() < before + MIB / 4, "{}", HEAP.profile().folded());
+        HEAP.check().unwrap();
+    });
+}
+
+#[test]
+fn blocks_without_layouts_are_sampled_as_others_are() {
+    sampling("32K", || {
+        let before = HEAP.profile().live_bytes();
+        let blocks: Vec<*mut u8> = (0..40_000)
+            .map(|number| if number % 2 == 0 { HEAP.malloc(512) } else { HEAP.malloc_zeroed_cached(512) })
+            .filter(|block| !block.is_null())
+            .collect();
+        assert_near(HEAP.profile().live_bytes() - before, blocks.len() * 512);
+        // SAFETY: the blocks are live.
+        blocks.into_iter().for_each(|block| unsafe { HEAP.free(block) });
+        assert!(HEAP.profile().live_bytes() < before + MIB);
+    });
+}
+
+#[test]
+fn a_soft_limit_is_told_of_what_is_sampled() {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    static LISTENING: Component =
+        Component::new("listening").soft_limit(8 * MIB, |_| TOLD.store(true, Relaxed));
+    sampling("1", || {
+        let run = LISTENING.enter(|| vec![1u8; 9 * MIB]);
+        assert!(TOLD.load(Relaxed), "{} of {} bytes", run.len(), LISTENING.held_bytes());
+    });
+}
+
+#[test]
 fn a_small_limit_is_left_to_the_program() {
     let output = in_child(
         |command| {

@@ -6,6 +6,7 @@ use child::{cases, in_child, text};
 use page_memory_allocator::PageAllocator;
 use std::hint::black_box;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -173,6 +174,33 @@ fn a_child_process_that_closes_its_standard_error_keeps_nobody_waiting_for_its_e
     assert!(start.elapsed() < Duration::from_secs(50), "its standard error was open");
 }
 
+/// A descriptor of it is kept, but not for the programs that the process starts.
+#[test]
+fn the_report_at_exit_is_there_though_the_program_has_closed_its_standard_error() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_REPORT", "exit");
+        },
+        || {
+            let file = |descriptor| {
+                // SAFETY: zeros are a valid value, which is written if the descriptor is open.
+                unsafe {
+                    let mut file: libc::stat = mem::zeroed();
+                    (libc::fstat(descriptor, &mut file) == 0).then_some((file.st_dev, file.st_ino))
+                }
+            };
+            let is_it = |descriptor: &i32| file(*descriptor) == file(libc::STDERR_FILENO);
+            // SAFETY: a query.
+            let is_closed = |kept| unsafe { libc::fcntl(kept, libc::F_GETFD) } & libc::FD_CLOEXEC != 0;
+            let kept: Vec<i32> = (3..1000).filter(is_it).collect();
+            assert!(!kept.is_empty() && kept.into_iter().all(is_closed));
+            // SAFETY: nothing is written there from here on but by the allocator.
+            unsafe { libc::close(libc::STDERR_FILENO) };
+        },
+    );
+    assert!(output.status.success() && text(&output.stderr).contains("live at exit"), "{output:?}");
+}
+
 #[test]
 fn a_report_that_nobody_reads_does_not_end_the_program() {
     for is_blocked in cases(&[false, true]) {
@@ -308,6 +336,38 @@ fn a_signal_has_the_heap_dumped_to_files() {
     );
     assert!(output.status.success(), "{output:?}");
     assert_eq!(text(&output.stderr).matches("page_memory_allocator: the heap is in ").count(), 2);
+}
+
+#[test]
+fn a_dump_is_for_its_owner_and_the_signal_for_it_interrupts_no_call() {
+    let directory = directory("private");
+    let output = in_child(
+        |command| {
+            command.env("PMA_DUMP_SIGNAL", "USR1").env(DIRECTORY, &directory);
+        },
+        || {
+            let mut ends = [0; 2];
+            // SAFETY: the pipe's ends are this process's; the thread is alive, as it waits for what is written last.
+            unsafe {
+                assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+                let reader = libc::pthread_self();
+                let other = thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(100));
+                    libc::pthread_kill(reader, libc::SIGUSR1);
+                    dump(1);
+                    assert_eq!(libc::write(ends[1], [1u8].as_ptr().cast(), 1), 1);
+                });
+                let mut byte = [0u8];
+                assert_eq!(libc::read(ends[0], byte.as_mut_ptr().cast(), 1), 1);
+                other.join().unwrap();
+            }
+            for file in fs::read_dir(std::env::var_os(DIRECTORY).unwrap()).unwrap() {
+                let mode = file.unwrap().metadata().unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
+            }
+        },
+    );
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

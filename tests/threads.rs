@@ -1,7 +1,7 @@
 //! The process heap under many threads: as they are born, at work, and beyond their end.
 
-use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
+use page_memory_allocator::{Component, PageAllocator};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -176,6 +176,24 @@ fn thousands_of_threads_come_and_go_and_leave_blocks_behind() {
         HEAP.check().unwrap();
         assert!(left.lock().unwrap().len() >= 500);
     });
+}
+
+#[test]
+fn the_caches_of_threads_that_ended_are_used_by_the_next() {
+    static INSIDE: Component = Component::new("of threads");
+    let _turn = turn();
+    let some = || drop((1..300).map(|size| vec![1u8; size]).collect::<Vec<_>>());
+    let work = move || {
+        some();
+        INSIDE.enter(some);
+    };
+    let several = |count: usize| (0..count).for_each(|_| thread::spawn(work).join().unwrap());
+    // What is mapped for them doubles each time: more than once, if each left something behind.
+    several(10);
+    let before = HEAP.summary().table_bytes;
+    several(500);
+    let more = HEAP.summary().table_bytes.saturating_sub(before);
+    assert!(more < 1 << 20, "{more} bytes more");
 }
 
 #[test]

@@ -249,3 +249,31 @@ impl<G: Geometry> Heap<G> {
         true
     }
 }
+
+#[cfg(all(test, feature = "os"))]
+mod tests {
+    use super::*;
+    use crate::size_class::{CustomGeometry, SizeClasses};
+    use core::alloc::Layout;
+    use std::vec::Vec;
+
+    #[test]
+    fn pages_that_were_set_apart_are_no_reason_to_refuse_a_run() {
+        const BYTES: usize = 40 << 20;
+        let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
+        let pages = PageCount((BYTES / (64 << 10)) as u32);
+        let heap = Heap::with_geometry(geometry, pages, 1, None, false, true).unwrap();
+        let run = |bytes: usize| Layout::from_size_align(bytes, 8).unwrap();
+        // Beyond where huge pages begin, pages of such blocks are sparse.
+        let (below, block) = (heap.alloc(run(20 << 20)), Layout::new::<[u8; 16 << 10]>());
+        let blocks: Vec<*mut u8> = (0..100).map(|_| heap.alloc(block)).collect();
+        assert!(heap.runs().sparse_pages().0 > 0 || sys::page_size() >= block.size());
+        // SAFETY: these are live, and have these layouts.
+        unsafe {
+            heap.dealloc(below, run(20 << 20));
+            blocks.into_iter().for_each(|at| heap.dealloc(at, block));
+        }
+        assert!(!heap.alloc(run(BYTES)).is_null());
+        heap.check().unwrap();
+    }
+}

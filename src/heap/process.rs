@@ -106,8 +106,6 @@ impl Heap<BuildGeometry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page_table::Tag;
-    use std::boxed::Box;
 
     #[test]
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {
@@ -117,15 +115,42 @@ mod tests {
         assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, SHARED_SHARDS));
         heap.check().expect("a new heap is in order");
     }
+}
 
-    #[test]
-    fn an_account_that_differs_from_the_pages_is_seen() {
+/// With another heap that has a component, as only the process's has. Guards of the hardened build are counted for one.
+#[cfg(all(test, not(feature = "hardened")))]
+mod tests_of_accounts {
+    use super::*;
+    use crate::ledger::Account;
+    use crate::page_table::Tag;
+    use crate::units::ComponentIndex;
+    use std::boxed::Box;
+
+    /// The heap, the component and the account of that.
+    fn heap_of_64_pages() -> (Heap<BuildGeometry>, ComponentIndex, &'static Account) {
         let ledger: &'static Ledger = Box::leak(Box::new(Ledger::new()));
         let heap =
             Heap::with_geometry(BuildGeometry, PageCount(64), SHARED_SHARDS, Some(ledger), true, false)
                 .unwrap();
         let component = ledger.find_or_open("of a test", |_| ()).unwrap();
-        let account = ledger.account(component).unwrap();
+        (heap, component, ledger.account(component).unwrap())
+    }
+
+    #[test]
+    fn a_run_that_is_refused_as_free_pages_lie_apart_is_not_charged_for() {
+        let (heap, component, account) = heap_of_64_pages();
+        let layout = |pages: usize| Layout::from_size_align(pages * built::PAGE_SIZE, 8).unwrap();
+        let [first, between, last] =
+            [28, 8, 28].map(|pages| heap.alloc_run(ComponentIndex::NONE, layout(pages), false));
+        heap.dealloc_run(first.addr(), None);
+        heap.dealloc_run(last.addr(), None);
+        assert!(!between.is_null() && heap.alloc_run(component, layout(40), false).is_null());
+        assert_eq!((account.held(), account.peak(), heap.check().is_ok()), (0, 0, true));
+    }
+
+    #[test]
+    fn an_account_that_differs_from_the_pages_is_seen() {
+        let (heap, component, account) = heap_of_64_pages();
         let layout = Layout::new::<[u8; 100]>();
         let block = heap.alloc_block(Tag::new(component.shard(), BuildGeometry.class_of(layout))).start;
         let run = heap.alloc_run(component, Layout::new::<[u8; 1 << 17]>(), false);

@@ -50,3 +50,20 @@ impl Progress {
         self.next.is_some() && (self.calls == 0 || self.bytes > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_is_not_tried_again_and_again() {
+        let mut progress = Progress { next: Some(PageIndex(1)), ..Progress::default() };
+        assert!(progress.goes_on());
+        progress.count_call(4096, false);
+        assert!(!progress.goes_on());
+        progress.count_call(4096, true);
+        assert!(progress.goes_on());
+        progress.next = None;
+        assert!(!progress.goes_on());
+    }
+}

@@ -250,6 +250,43 @@ mod tests {
     use std::vec::Vec;
 
     #[test]
+    fn free_pages_go_back_a_little_at_a_time_and_pages_in_use_are_looked_at_until_all_went() {
+        let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
+        let heap = Heap::with_geometry(geometry, PageCount(512), 1, None, false, true).unwrap();
+        if !heap.has_whole_os_pages() {
+            return;
+        }
+        let (run, end) = (Layout::new::<[u8; 12 << 20]>(), Layout::new::<[u8; (64 << 10) + 1]>());
+        let (first, stays) = (heap.alloc(run), heap.alloc(end));
+        let block = Layout::new::<[u8; 16 << 10]>();
+        let blocks = [heap.alloc(block), heap.alloc(block)];
+        // SAFETY: these are live.
+        unsafe {
+            heap.dealloc(first, run);
+            heap.dealloc(blocks[0], block);
+        }
+        let some = Most { bytes: 4 << 20, ..Most::ALL };
+        let few_calls = Most { calls: 2, ..Most::ALL };
+        let mut from = PageIndex(0);
+        for (most, bytes) in [(some, 4 << 20), (few_calls, 4 << 20)] {
+            let progress = heap.purge_free_pages(Unused::All, from, most);
+            assert_eq!((progress.bytes, progress.goes_on()), (bytes, true));
+            from = progress.next.unwrap();
+        }
+        let progress = heap.purge_free_pages(Unused::All, from, Most::ALL);
+        assert_eq!((progress.bytes, progress.next), (4 << 20, None));
+        let is_watched = || heap.table.next_watched(PageIndex(0), heap.frontier()).is_some();
+        assert!(is_watched());
+        heap.purge();
+        assert!(!is_watched());
+        // SAFETY: as above.
+        unsafe {
+            heap.dealloc(stays, end);
+            heap.dealloc(blocks[1], block);
+        }
+    }
+
+    #[test]
     fn huge_pages_are_forgone_for_many_pages_that_go_back_in_parts_not_for_a_few() {
         const PAGES: usize = 1100;
         if sys::page_size() > 16 << 10 {

@@ -263,8 +263,39 @@ pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
-    use crate::thread_cache::{ThreadCache, apart};
+    use crate::thread_cache::{SENTINEL, ThreadCache, apart};
     use core::alloc::{GlobalAlloc, Layout};
+
+    #[test]
+    fn a_walk_that_has_come_to_a_cache_goes_on_behind_it_when_that_is_gone() {
+        let caches = [const { SENTINEL }; 4];
+        let mut own = Registry {
+            first: ptr::null(),
+            of_shard: [0; SHARDS],
+            in_use: 0,
+            caches: 0,
+            walks: [ptr::null(); WALKS],
+        };
+        for cache in caches.iter().rev() {
+            own.of_shard[0] += 1;
+            // SAFETY: the caches are in no other registry, and alive until the end.
+            unsafe { own.insert(&cache.0) };
+        }
+        own.begin_walk(Unused::All);
+        let come_by = |own: &mut Registry| own.next_on_walk(Unused::All).map(ptr::from_ref);
+        assert_eq!(come_by(&mut own), Some(&raw const caches[0].0));
+        // SAFETY: they are in this registry.
+        unsafe {
+            own.remove(&caches[1].0);
+            own.remove(&caches[2].0);
+        }
+        assert_eq!(come_by(&mut own), Some(&raw const caches[3].0));
+        assert_eq!((come_by(&mut own), own.caches, own.of_shard[0]), (None, 2, 2));
+        // The share of a cache is one for all registries: it is of this one again.
+        let mut all = registry();
+        let count = all.caches;
+        all.set_count(count);
+    }
 
     #[test]
     fn a_thread_that_forks_out_of_a_slow_path_keeps_its_cache() {
@@ -273,12 +304,22 @@ mod tests {
         // SAFETY: the block is freed once, with its layout.
         unsafe { ALLOCATOR.dealloc(ALLOCATOR.alloc(layout), layout) };
         let own: *const ThreadCache = current();
-        // SAFETY: the child does nothing but look at the registry, and ends.
-        let child = apart(|| unsafe { libc::fork() });
+        // The child does nothing but look at the registry, and ends.
+        let child = apart(|| {
+            // Walks that are at the caches of others.
+            for kind in [Unused::All, Unused::Idle] {
+                registry().begin_walk(kind);
+            }
+            // SAFETY: as said.
+            unsafe { libc::fork() }
+        });
         if child == 0 {
-            let is_kept = registry().caches().map(ptr::from_ref).eq([own]);
-            // SAFETY: as above.
-            unsafe { libc::_exit(if is_kept { 0 } else { 1 }) };
+            let registry = registry();
+            let is_kept = registry.caches().map(ptr::from_ref).eq([own]);
+            let is_alone = registry.walks.iter().all(|next| next.is_null())
+                && registry.of_shard.iter().sum::<u32>() == 1;
+            // SAFETY: there is nothing to be done at its end.
+            unsafe { libc::_exit(if is_kept && is_alone { 0 } else { 1 }) };
         }
         let mut status = -1;
         // SAFETY: the status is written.
