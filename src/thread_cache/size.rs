@@ -22,9 +22,10 @@ const REMOTE_BYTES: usize = 8 << 10;
 /// each block of a batch is used once, and those that wait for their turn are that much memory.
 const REFILL_BYTES: usize = 16 << 10;
 const REFILL_WORDS: usize = 64;
-/// [`USUAL_BYTES`] of a stack of small blocks that was empty since it last overflowed, and overflows again, with
-/// [`MOST_WORDS`]: its thread takes and frees more of them in turn than the stack holds.
+/// [`USUAL_BYTES`] of a stack that was empty since it last overflowed, and overflows again: its thread takes and frees more
+/// blocks in turn than the stack holds. A stack of small blocks may then have [`MOST_WORDS`], too.
 const MOST_BYTES: usize = 1 << 20;
+const MOST_LARGE_BYTES: usize = 256 << 10;
 const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
@@ -74,11 +75,13 @@ impl ThreadCache {
             let of_component = tag.shard().component() != ComponentIndex::NONE;
             most_words(class, REMOTE_BYTES, if of_component { COMPONENT_WORDS } else { USUAL_WORDS })
         } else if self.was_empty[class.get()].replace(false)
-            && SizeClasses::BUILD.block(class) <= SMALL
             // What is to be guarded is chosen among those that are not in the cache.
             && guarded::are_off()
         {
-            most_words(class, MOST_BYTES, MOST_WORDS)
+            let is_small = SizeClasses::BUILD.block(class) <= SMALL;
+            let (bytes, words) =
+                if is_small { (MOST_BYTES, MOST_WORDS) } else { (MOST_LARGE_BYTES, USUAL_WORDS) };
+            most_words(class, bytes, words)
         } else {
             most_words(class, USUAL_BYTES, USUAL_WORDS)
         }
