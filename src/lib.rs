@@ -96,8 +96,9 @@
 //! 2. One compare of the tag with the one that the thread's cache expects proves that the address is in a Divided page
 //!    of that class and of the thread's own shard. The address is pushed, and the block marked as freed.
 //! 3. A block of another shard, or of a component, waits in a stack of its own, and goes home in a batch.
-//! 4. A stack that is full grows, to 64 KiB or, of small blocks that come and go, 1 MiB; if it may not, its older half goes
-//!    back: by shard, then page by page, a bit is set for every block. A page without live blocks becomes Free.
+//! 4. A stack that is full grows, to 64 KiB or, where many blocks come and go, to 256 KiB and 1 MiB of those up to 1 KiB; if
+//!    it may not, its older half goes back: by shard, then page by page, a bit is set for every block. A page without live
+//!    blocks becomes Free.
 //! 5. Everything else is a Multi run or a misuse, which ends the process with one line that names it.
 //!
 //! # How memory goes back

@@ -28,6 +28,7 @@ use crate::component::{self, current_component};
 use crate::decay;
 use crate::global::{PageAllocator, heap};
 use crate::heap::Heap;
+use crate::line::Line;
 use crate::lock::Lock;
 use crate::options;
 use crate::page_table::Tag;
@@ -37,14 +38,17 @@ use crate::thread_cache::{self, current};
 use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
 use core::alloc::Layout;
 use core::cell::Cell;
+use core::fmt::Write as _;
 use core::mem;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use countdown::INTERVAL;
-use samples::{Frames, MOST_FRAMES, Sample, Samples};
+use samples::{Frames, MOST, MOST_FRAMES, Sample, Samples};
 
 /// Whether intervals may double: nobody has asked for one.
 static YIELDS: AtomicBool = AtomicBool::new(true);
 static SAMPLES: Lock<Samples> = Lock::new(Samples::none());
+/// Whether it was said that there was no room for a sample.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 std::thread_local! {
     /// Whether this thread samples nothing: it takes a sample, or reads them.
@@ -153,7 +157,28 @@ pub(crate) fn sample(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed:
 fn keep(heap: &Heap<BuildGeometry>, address: usize, size: usize, interval: usize) -> bool {
     let sample = Sample { address, size, counted: size, interval, frames: stack() };
     let run = if heap.tag_of(address).is_some() { None } else { heap.table().page_of(address) };
-    SAMPLES.lock().add(heap.table().capacity(), run, sample)
+    let mut samples = SAMPLES.lock();
+    let is_kept = samples.add(heap.table().capacity(), run, sample);
+    let are_full = samples.are_full();
+    drop(samples);
+    if !is_kept && are_full {
+        tell_of_no_room();
+    }
+    is_kept
+}
+
+/// Says, the first time, that there was no room for a sample.
+#[cold]
+fn tell_of_no_room() {
+    if !TOLD.swap(true, Relaxed) {
+        let mut line = Line::new();
+        let _ = writeln!(
+            line,
+            "page_memory_allocator: the profile has {MOST} samples, and takes no more until some are freed: \
+             PMA_PROFILE_BYTES may be larger"
+        );
+        line.report();
+    }
 }
 
 /// The calling thread's stack.

@@ -1,6 +1,6 @@
 //! Guarded blocks: an overflow, an underflow or a use after free of one is a fault, and a line says of what.
 
-use page_memory_allocator::{Component, PageAllocator};
+use page_memory_allocator::{Component, PageAllocator, set_fault_handler};
 use std::alloc::{GlobalAlloc, Layout};
 use std::mem;
 use std::ops::Range;
@@ -544,4 +544,22 @@ fn the_size_of_a_block_that_was_freed_is_refused() {
         }
         survived();
     });
+}
+
+#[test]
+fn no_lock_is_held_while_a_handler_is_told_of_a_guarded_block() {
+    let output = in_child(guard_one_in(50), || {
+        set_fault_handler(|_| {
+            guarded();
+            process::exit(7)
+        });
+        let block = guarded();
+        // SAFETY: none for the second call, that is the point.
+        unsafe {
+            HEAP.dealloc(block, ODD);
+            HEAP.dealloc(block, ODD);
+        }
+        survived();
+    });
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
 }

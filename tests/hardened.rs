@@ -531,3 +531,22 @@ fn a_run_that_waited_is_handed_out_again_only_where_it_is_aligned() {
         unsafe { free(run, aligned) };
     }
 }
+
+#[test]
+fn the_order_of_blocks_differs_from_process_to_process() {
+    let mut orders = Vec::new();
+    for _ in cases(&[1, 2]) {
+        let output = in_child(
+            |_| (),
+            || {
+                let blocks: Vec<usize> = (0..200).map(|_| alloc(BLOCK).addr()).collect();
+                let distances: Vec<isize> =
+                    blocks.windows(2).map(|pair| pair[1].wrapping_sub(pair[0]) as isize).collect();
+                eprintln!("{distances:?}");
+            },
+        );
+        orders.push(text(&output.stderr).to_owned());
+    }
+    assert!(orders[0].starts_with('['), "{}", orders[0]);
+    assert_eq!(orders[0] != orders[1], HARDENED, "{}", orders[0]);
+}

@@ -378,6 +378,20 @@ mod global {
         });
     }
 
+    /// Of a block of its own shard, that is seen when the thread's cache gives it back.
+    #[test]
+    fn the_middle_of_a_block_of_another_thread() {
+        dies_of(MIDDLE, DIVIDED, || {
+            let blocks = [alloc(BLOCK), alloc(BLOCK)].map(AtomicPtr::new);
+            in_a_thread_that_ends(move || {
+                let [first, second] = blocks.map(AtomicPtr::into_inner);
+                // SAFETY: the block is live. After it the cache has room for more of those that go home.
+                unsafe { free(first, BLOCK) };
+                free_at_last(second.wrapping_add(16), BLOCK);
+            });
+        });
+    }
+
     #[test]
     fn a_run_as_a_block() {
         dies_of(OTHER_LAYOUT, HEAD, || free_at_last(alloc(RUN), BLOCK));

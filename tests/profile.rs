@@ -314,6 +314,25 @@ fn a_soft_limit_is_told_of_what_is_sampled() {
 }
 
 #[test]
+fn that_there_is_no_room_for_more_samples_is_said_once() {
+    let output = in_child(
+        |command| _ = command.env("PMA_PROFILE_BYTES", "16"),
+        || {
+            let block = Layout::new::<[u8; 500]>();
+            // SAFETY: the size is not zero.
+            (0..80_000).for_each(|_| _ = unsafe { HEAP.alloc(block) });
+            HEAP.check().unwrap();
+        },
+    );
+    let said = text(&output.stderr);
+    assert!(
+        output.status.success() && said.starts_with("page_memory_allocator: the profile has 65536 samples"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
 fn a_small_limit_is_left_to_the_program() {
     let output = in_child(
         |command| {

@@ -11,7 +11,7 @@ use std::vec::Vec;
 /// Frames of a stack that are kept, from the innermost.
 pub(super) const MOST_FRAMES: usize = 48;
 /// Samples at a time: as many as 32 GiB have at the usual interval. What is beyond is not sampled.
-const MOST: usize = 1 << 16;
+pub(super) const MOST: usize = 1 << 16;
 /// Slots of the table, so that at most half of them are in use.
 const SLOTS: usize = MOST * 2;
 const_assert!(SLOTS.is_power_of_two());
@@ -107,7 +107,7 @@ impl Samples {
 
     /// Adds a sample, of an arena of `pages`: that of a block, or of the run at `run`. False if there is no room.
     pub(super) fn add(&mut self, pages: PageCount, run: Option<PageIndex>, sample: Sample) -> bool {
-        if !self.prepare(pages) || self.used == MOST {
+        if !self.prepare(pages) || self.are_full() {
             return false;
         }
         let slot = self.slot_of(sample.address);
@@ -120,6 +120,11 @@ impl Samples {
             word.fetch_or(bit, Relaxed);
         }
         true
+    }
+
+    /// Whether there are as many as there may be.
+    pub(super) fn are_full(&self) -> bool {
+        self.used == MOST
     }
 
     /// Removes the sample at `address`: that of a block, or of the run at `run`.
