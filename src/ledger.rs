@@ -216,11 +216,12 @@ impl Account {
         self.state.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
-    /// Goes on in a child process, where nobody is telling but the thread that forked.
+    /// Goes on in a child process, where nobody is telling but the thread that forked. What is as it should be is not written:
+    /// the child shares that memory with its parent.
     fn after_fork(&self) {
-        let _ = self
-            .teller
-            .fetch_update(SeqCst, SeqCst, |teller| (teller != sys::this_thread()).then_some(NOBODY));
+        if ![NOBODY, sys::this_thread()].contains(&self.teller.load(SeqCst)) {
+            self.teller.store(NOBODY, SeqCst);
+        }
     }
 }
 
@@ -261,7 +262,7 @@ impl Ledger {
 
     /// Goes on in a child process, which has no thread but the one that forked.
     pub(crate) fn after_fork(&self) {
-        self.accounts.iter().for_each(Account::after_fork);
+        self.accounts[..self.opened.load(Relaxed)].iter().for_each(Account::after_fork);
     }
 
     /// The component of that name, opened by `open` if there is none; `None` if there is no room for one more.

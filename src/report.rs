@@ -102,8 +102,10 @@ fn kept() -> Option<ManuallyDrop<File>> {
 }
 
 fn as_it_was(descriptor: i32) -> Option<ManuallyDrop<File>> {
+    // Without a report nobody has asked for it: no child process is to ask the system for that.
+    let then = STANDARD_ERROR.get()?;
     let file = File::lent(descriptor);
-    (file.identity()? == *STANDARD_ERROR.get()?).then_some(file)
+    (file.identity()? == *then).then_some(file)
 }
 
 /// Starts the thread, once, if it is to be there.
