@@ -131,6 +131,8 @@ unsafe fn unlock() {
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
+    use crate::page_table::Tag;
+    use crate::units::{ClassIndex, ShardIndex};
     use core::alloc::{GlobalAlloc, Layout};
 
     #[test]
@@ -140,14 +142,17 @@ mod tests {
         // SAFETY: the block is freed once, with its layout.
         unsafe { ALLOCATOR.dealloc(ALLOCATOR.alloc(layout), layout) };
         // Who waits for a lock of its own ends the process.
-        let takes: [fn(); 5] = [
+        let takes: &[fn()] = &[
             || _ = thread_cache::kept_pages(),
             || _ = heap().map(Heap::frontier),
+            || _ = heap().map(|heap| heap.alloc_block(Tag::new(ShardIndex(0), ClassIndex(1))).start),
+            #[cfg(feature = "profile")]
+            profile::lock,
             || drop(LEDGER.freeze()),
             || _ = metadata::mapped_bytes(),
             guarded::lock,
         ];
-        for (number, take) in takes.into_iter().enumerate() {
+        for (number, take) in takes.iter().enumerate() {
             // SAFETY: the child does no more than this, and ends.
             let child = unsafe { libc::fork() };
             if child == 0 {

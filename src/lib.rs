@@ -45,7 +45,8 @@
 //! ```text
 //! global.rs         PageAllocator: GlobalAlloc, and nothing but dispatch     unsized_calls.rs  the same for C
 //! thread_cache/     stacks of addresses, one cache a thread                  tls.rs            the pointer to it
-//! heap.rs           Heap: the locks; blocks in batches, runs of pages        spans.rs          a walk for readers
+//! heap.rs           Heap: the locks                                          spans.rs          a walk for readers
+//! heap/blocks.rs    blocks in batches                                        heap/large.rs     runs of pages
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)
@@ -76,7 +77,7 @@
 //! 1. The class is looked up in a table, by the layout's size rounded up to its alignment.
 //! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was
 //!    freed, or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
-//! 3. If the stack is empty it grows, up to 16 KiB of blocks, or 62 of them if that is more, and is half filled in one
+//! 3. If the stack is empty it grows, up to 16 KiB, or 62 blocks of up to 1 KiB, and is half filled in one
 //!    batch: under the lock of the bin, free bits become addresses, a word of the bitmap at a time; from the fuller pages
 //!    first, and within a page lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
@@ -95,9 +96,9 @@
 //! 1. The layout yields the class; the address yields the page, whose *tag* holds class and shard in one integer.
 //! 2. One compare of the tag with the one that the thread's cache expects proves that the address is in a Divided page
 //!    of that class and of the thread's own shard. The address is pushed, and the block marked as freed.
-//! 3. A block of another shard, or of a component, waits in a stack of its own, and goes home in a batch.
-//! 4. A stack that is full grows, to 64 KiB or, where many blocks come and go, to 256 KiB and 1 MiB of those up to 1 KiB; if
-//!    it may not, its older half goes back: by shard, then page by page, a bit is set for every block. A page without live
+//! 3. A block of another shard, or of a component, waits in a stack of its own, of up to 8 KiB, and goes home in a batch.
+//! 4. A stack that is full grows to 64 KiB; where its thread takes and frees more than that in turn, to 256 KiB, or 1 MiB of
+//!    blocks of up to 1 KiB; if it may not, its older half goes back: by shard, then page by page, a bit is set for every block. A page without live
 //!    blocks becomes Free.
 //! 5. Everything else is a Multi run or a misuse, which ends the process with one line that names it.
 //!

@@ -174,8 +174,8 @@ fn tell_of_no_room() {
         let mut line = Line::new();
         let _ = writeln!(
             line,
-            "page_memory_allocator: the profile has {MOST} samples, and takes no more until some are freed: \
-             PMA_PROFILE_BYTES may be larger"
+            "page_memory_allocator: the profile is full, with {MOST} samples: other allocations are left out until sampled \
+             ones are freed; a larger PMA_PROFILE_BYTES takes fewer"
         );
         line.report();
     }

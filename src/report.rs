@@ -102,7 +102,7 @@ fn kept() -> Option<ManuallyDrop<File>> {
 }
 
 fn as_it_was(descriptor: i32) -> Option<ManuallyDrop<File>> {
-    // Without a report nobody has asked for it: no child process is to ask the system for that.
+    // There is none unless a report or dumps were asked for: then a fork makes no system call for it.
     let then = STANDARD_ERROR.get()?;
     let file = File::lent(descriptor);
     (file.identity()? == *then).then_some(file)

@@ -511,7 +511,7 @@ fn a_component_may_be_left_after_the_caches_are_gone() {
 }
 
 #[test]
-fn a_purge_leaves_nothing_in_the_caches_of_the_thread_that_asks_for_it() {
+fn a_purge_leaves_nothing_in_the_cache_for_a_component_of_the_thread_that_asks_for_it() {
     static INSIDE: Component = Component::new("purged");
     in_thread(|| {
         INSIDE.enter(|| drop([16, 100, 1_000, 5_000].map(|size| black_box(vec![1u8; size]))));

@@ -456,7 +456,7 @@ fn an_overflow_of_the_stack_is_told_as_before() {
 /// What guarded blocks have of the limit, and of what is in use, as pages of the heap have the rest.
 fn in_use_by_guarded() -> usize {
     let summary = HEAP.summary();
-    HEAP.usage().active - (summary.divided_pages.get() + summary.multi_pages.get()) * HEAP.summary().page_size
+    HEAP.usage().active - (summary.divided_pages.get() + summary.multi_pages.get()) * summary.page_size
 }
 
 #[test]

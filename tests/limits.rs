@@ -462,21 +462,26 @@ fn blocks_that_wait_in_the_threads_cache_are_no_reason_to_refuse_what_fits() {
 }
 
 #[test]
-fn nor_what_has_no_layout_and_what_is_to_be_shorter_needs_no_memory() {
+fn nor_to_refuse_growth_of_what_has_no_layout() {
     succeeds(narrow, || {
         let growing = HEAP.malloc(30 << 20);
         assert!(!growing.is_null());
         come_and_go(20 << 20);
-        // SAFETY: the blocks are live until they are freed.
-        unsafe {
-            assert_eq!(HEAP.realloc_unsized(growing, 55 << 20), growing, "{}", HEAP.summary());
-            let last_of =
-                |size| iter::repeat_with(|| HEAP.malloc(size)).take_while(|block| !block.is_null()).last();
-            _ = [1 << 20, 30_000].map(last_of);
-            let block = last_of(300).expect("there was room for one");
-            last_of(7);
-            assert_eq!((HEAP.malloc(7), HEAP.realloc_unsized(block, 7)), (ptr::null_mut(), block));
-        }
+        // SAFETY: the run is live.
+        assert_eq!(unsafe { HEAP.realloc_unsized(growing, 55 << 20) }, growing, "{}", HEAP.summary());
+    });
+}
+
+#[test]
+fn a_block_shrinks_where_it_is_when_nothing_else_is_to_be_had() {
+    succeeds(narrow, || {
+        let last_of =
+            |size| iter::repeat_with(|| HEAP.malloc(size)).take_while(|block| !block.is_null()).last();
+        _ = [1 << 20, 30_000].map(last_of);
+        let block = last_of(300).expect("there was room for one");
+        last_of(7);
+        // SAFETY: the block is live.
+        assert_eq!((HEAP.malloc(7), unsafe { HEAP.realloc_unsized(block, 7) }), (ptr::null_mut(), block));
     });
 }
 

@@ -378,7 +378,7 @@ mod global {
         });
     }
 
-    /// Of a block of its own shard, that is seen when the thread's cache gives it back.
+    /// It is seen at the call; of a block of the thread's own shard, when its cache gives that back.
     #[test]
     fn the_middle_of_a_block_of_another_thread() {
         dies_of(MIDDLE, DIVIDED, || {

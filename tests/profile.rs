@@ -326,7 +326,8 @@ fn that_there_is_no_room_for_more_samples_is_said_once() {
     );
     let said = text(&output.stderr);
     assert!(
-        output.status.success() && said.starts_with("page_memory_allocator: the profile has 65536 samples"),
+        output.status.success()
+            && said.starts_with("page_memory_allocator: the profile is full, with 65536 samples"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 1, "{said}");

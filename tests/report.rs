@@ -191,9 +191,9 @@ fn the_report_at_exit_is_there_though_the_program_has_closed_its_standard_error(
             };
             let is_it = |descriptor: &i32| file(*descriptor) == file(libc::STDERR_FILENO);
             // SAFETY: a query.
-            let is_closed = |kept| unsafe { libc::fcntl(kept, libc::F_GETFD) } & libc::FD_CLOEXEC != 0;
+            let closes_on_exec = |kept| unsafe { libc::fcntl(kept, libc::F_GETFD) } & libc::FD_CLOEXEC != 0;
             let kept: Vec<i32> = (3..1000).filter(is_it).collect();
-            assert!(!kept.is_empty() && kept.into_iter().all(is_closed));
+            assert!(!kept.is_empty() && kept.into_iter().all(closes_on_exec));
             // SAFETY: nothing is written there from here on but by the allocator.
             unsafe { libc::close(libc::STDERR_FILENO) };
         },
@@ -339,7 +339,7 @@ fn a_signal_has_the_heap_dumped_to_files() {
 }
 
 #[test]
-fn a_dump_is_for_its_owner_and_the_signal_for_it_interrupts_no_call() {
+fn a_dump_is_for_its_owner_and_a_read_goes_on_after_the_signal_for_it() {
     let directory = directory("private");
     let output = in_child(
         |command| {

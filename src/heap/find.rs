@@ -253,16 +253,16 @@ impl<G: Geometry> Heap<G> {
 #[cfg(all(test, feature = "os"))]
 mod tests {
     use super::*;
-    use crate::size_class::{CustomGeometry, SizeClasses};
+    use crate::heap::HeapOptions;
+    use crate::size_class::SizeClasses;
     use core::alloc::Layout;
     use std::vec::Vec;
 
     #[test]
     fn pages_that_were_set_apart_are_no_reason_to_refuse_a_run() {
         const BYTES: usize = 40 << 20;
-        let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
-        let pages = PageCount((BYTES / (64 << 10)) as u32);
-        let heap = Heap::with_geometry(geometry, pages, 1, None, false, true).unwrap();
+        let options = HeapOptions::new().page_size(64 << 10).classes(SizeClasses::POWERS_OF_TWO);
+        let heap = options.capacity(BYTES).build().unwrap();
         let run = |bytes: usize| Layout::from_size_align(bytes, 8).unwrap();
         // Beyond where huge pages begin, pages of such blocks are sparse.
         let (below, block) = (heap.alloc(run(20 << 20)), Layout::new::<[u8; 16 << 10]>());

@@ -244,15 +244,17 @@ impl<G: Geometry> Heap<G> {
 #[cfg(all(test, feature = "os"))]
 mod tests {
     use super::*;
-    use crate::size_class::{CustomGeometry, SizeClasses};
+    use crate::heap::HeapOptions;
+    use crate::size_class::SizeClasses;
     use core::alloc::Layout;
     use core::ops::Range;
     use std::vec::Vec;
 
+    const OPTIONS: HeapOptions = HeapOptions::new().page_size(64 << 10).classes(SizeClasses::POWERS_OF_TWO);
+
     #[test]
     fn free_pages_go_back_a_little_at_a_time_and_pages_in_use_are_looked_at_until_all_went() {
-        let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
-        let heap = Heap::with_geometry(geometry, PageCount(512), 1, None, false, true).unwrap();
+        let heap = OPTIONS.capacity(32 << 20).build().unwrap();
         if !heap.has_whole_os_pages() {
             return;
         }
@@ -293,8 +295,8 @@ mod tests {
             return; // pages do not go back in parts
         }
         let layout = Layout::new::<[u8; 4096]>();
-        let geometry = CustomGeometry::new(64 << 10, SizeClasses::POWERS_OF_TWO).unwrap();
-        let heap = Heap::with_geometry(geometry, PageCount(2048), 1, None, false, true).unwrap();
+        let heap = OPTIONS.capacity(128 << 20).build().unwrap();
+        let geometry = heap.geometry();
         let blocks = PAGES * geometry.capacity(geometry.class_of(layout));
         let blocks: Vec<*mut u8> = (0..blocks).map(|_| heap.alloc(layout)).collect();
         assert!(blocks.iter().all(|block| !block.is_null()));

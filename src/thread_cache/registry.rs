@@ -291,7 +291,7 @@ mod tests {
         }
         assert_eq!(come_by(&mut own), Some(&raw const caches[3].0));
         assert_eq!((come_by(&mut own), own.caches, own.of_shard[0]), (None, 2, 2));
-        // The share of a cache is one for all registries: it is of this one again.
+        // The share of a cache, which `own` has changed, is one for all registries.
         let mut all = registry();
         let count = all.caches;
         all.set_count(count);
@@ -306,7 +306,7 @@ mod tests {
         let own: *const ThreadCache = current();
         // The child does nothing but look at the registry, and ends.
         let child = apart(|| {
-            // Walks that are at the caches of others.
+            // Walks that have begun, with which the child must not go on.
             for kind in [Unused::All, Unused::Idle] {
                 registry().begin_walk(kind);
             }

@@ -22,10 +22,12 @@ const REMOTE_BYTES: usize = 8 << 10;
 /// each block of a batch is used once, and those that wait for their turn are that much memory.
 const REFILL_BYTES: usize = 16 << 10;
 const REFILL_WORDS: usize = 64;
-/// [`USUAL_BYTES`] of a stack that was empty since it last overflowed, and overflows again: its thread takes and frees more
-/// blocks in turn than the stack holds. A stack of small blocks may then have [`MOST_WORDS`], too.
+/// [`USUAL_BYTES`] of a stack of [`SMALL`] blocks that was empty since it last overflowed, and overflows again: its thread
+/// takes and frees more blocks in turn than the stack holds. It may then have [`MOST_WORDS`], too.
 const MOST_BYTES: usize = 1 << 20;
+/// The same for a stack of larger blocks, which has no more than [`USUAL_WORDS`].
 const MOST_LARGE_BYTES: usize = 256 << 10;
+/// Bytes of the largest small block.
 const SMALL: usize = 1024;
 /// All stacks of a cache together have slots for no more bytes of blocks than this, beside the first few of each small
 /// class.
