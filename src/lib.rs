@@ -98,8 +98,8 @@
 //!    of that class and of the thread's own shard. The address is pushed, and the block marked as freed.
 //! 3. A block of another shard, or of a component, waits in a stack of its own, of up to 8 KiB, and goes home in a batch.
 //! 4. A stack that is full grows to 64 KiB; where its thread takes and frees more than that in turn, to 256 KiB, or 1 MiB of
-//!    blocks of up to 1 KiB; if it may not, its older half goes back: by shard, then page by page, a bit is set for every block. A page without live
-//!    blocks becomes Free.
+//!    blocks of up to 1 KiB; if it may not, its older half goes back: by shard, then page by page, a bit is set for every
+//!    block. A page without live blocks becomes Free.
 //! 5. Everything else is a Multi run or a misuse, which ends the process with one line that names it.
 //!
 //! # How memory goes back

@@ -117,8 +117,8 @@ mod tests {
     }
 }
 
-/// With another heap that has a component, as only the process's has. The guards of
-/// the hardened build are counted as if there were one heap.
+/// With another heap that has a component, as only the process's has. The guards of the hardened build are counted as if
+/// there were one heap.
 #[cfg(all(test, not(feature = "hardened")))]
 mod tests_of_accounts {
     use super::*;
