@@ -77,7 +77,7 @@
 //! 1. The class is looked up in a table, by the layout's size rounded up to its alignment.
 //! 2. The thread's stack of that class is popped. The block must still begin with the mark that it got when it was
 //!    freed, or else somebody has it already; the mark is wiped out. That is all, nearly always: no lock.
-//! 3. If the stack is empty it grows, up to 16 KiB, or 62 blocks of up to 1 KiB, and is half filled in one
+//! 3. If the stack is empty it grows, up to 16 KiB, or 62 blocks if these are more, within 64 KiB, and is half filled in one
 //!    batch: under the lock of the bin, free bits become addresses, a word of the bitmap at a time; from the fuller pages
 //!    first, and within a page lowest address first.
 //! 4. If the bin has no free block, it adopts a page that another shard can spare; else, under the page lock, the
