@@ -5,9 +5,10 @@
 //! get back.
 
 use core::ffi::c_void;
-use core::mem;
 #[cfg(target_env = "gnu")]
+use core::mem;
 use core::ptr;
+use core::slice;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::Relaxed};
 
 /// What was found out about the program; [`UNKNOWN`] before that.
@@ -47,8 +48,8 @@ pub(crate) fn look() -> u8 {
     if SEEN.load(Relaxed) == UNKNOWN {
         let this_library = library_of(look as *const c_void);
         let are_ours = |names: &[&'static str]| {
-            let mut found = names.iter().map(|name| by_name(name)).filter(|&function| !is_detour(function));
-            found.all(|function| library_of(function) == this_library)
+            let mut found = names.iter().map(|name| by_name(name));
+            found.all(|function| library_of(function) == this_library || is_detour(function))
         };
         #[cfg(target_arch = "x86_64")]
         let operators = crate::operators::OPERATORS;
@@ -121,12 +122,36 @@ fn is_detour(_: *const c_void) -> bool {
     false
 }
 
-/// Where the library, or the program, that `address` lies in was loaded; null if there is none.
-fn library_of(address: *const c_void) -> *mut c_void {
-    let mut info = mem::MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: zeros are a valid value of the struct, which dladdr writes to if it finds something.
-    unsafe {
-        libc::dladdr(address, info.as_mut_ptr());
-        info.assume_init().dli_fbase
+/// The library, or the program, that `address` lies in; null if there is none. `dladdr` would look through all of its symbols, which
+/// takes longer than the start of many programs.
+fn library_of(address: *const c_void) -> *const c_void {
+    struct Search {
+        address: usize,
+        library: *const c_void,
     }
+    unsafe extern "C" fn look_in(
+        info: *mut libc::dl_phdr_info,
+        _: usize,
+        search: *mut c_void,
+    ) -> libc::c_int {
+        // SAFETY: the loader's description of a library, with so many headers; and the search, which nothing else uses meanwhile.
+        let (info, headers, search) = unsafe {
+            let info = &*info;
+            let headers = slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
+            (info, headers, &mut *search.cast::<Search>())
+        };
+        let is_in = |header: &libc::Elf64_Phdr| {
+            let offset = search.address.wrapping_sub((info.dlpi_addr + header.p_vaddr) as usize);
+            header.p_type == libc::PT_LOAD && offset < header.p_memsz as usize
+        };
+        let found = headers.iter().any(is_in);
+        if found {
+            search.library = info.dlpi_phdr.cast();
+        }
+        found.into()
+    }
+    let mut search = Search { address: address.addr(), library: ptr::null() };
+    // SAFETY: the callback has the type that it is to have, and is given the search.
+    unsafe { libc::dl_iterate_phdr(Some(look_in), (&raw mut search).cast()) };
+    search.library
 }
