@@ -15,8 +15,8 @@ pub(crate) fn page_size() -> usize {
     if known != 0 {
         return known;
     }
-    // SAFETY: sysconf has no preconditions; it allocates nothing for this name.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    // SAFETY: getauxval has no preconditions; every Linux tells a process this.
+    let size = unsafe { libc::getauxval(libc::AT_PAGESZ) } as usize;
     SIZE.store(size, Ordering::Relaxed);
     size
 }

@@ -8,8 +8,8 @@ use core::sync::atomic::{self, AtomicU32, Ordering};
 
 /// Lets another thread run.
 pub(crate) fn yield_now() {
-    // SAFETY: sched_yield has no preconditions.
-    unsafe { libc::sched_yield() };
+    // SAFETY: the call has no preconditions.
+    unsafe { libc::syscall(libc::SYS_sched_yield) };
 }
 
 /// Starts a thread that runs `body` for as long as the process lives, with a small stack and all signals blocked.
@@ -73,10 +73,10 @@ pub(crate) fn processors() -> usize {
     // SAFETY: a set of processors is plain data, which the call writes at most as much of as it is told.
     unsafe {
         let mut set: libc::cpu_set_t = core::mem::zeroed();
-        match libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) {
-            0 => libc::CPU_COUNT(&set).max(1) as usize,
+        match libc::syscall(libc::SYS_sched_getaffinity, 0, size_of::<libc::cpu_set_t>(), &raw mut set) {
             // More of them than the set has room for.
-            _ => size_of::<libc::cpu_set_t>() * 8,
+            ..0 => size_of::<libc::cpu_set_t>() * 8,
+            _ => libc::CPU_COUNT(&set).max(1) as usize,
         }
     }
 }
