@@ -13,6 +13,8 @@ mod guards;
 #[path = "heap/guards/off.rs"]
 mod guards;
 mod large;
+mod limit;
+mod mapping;
 mod options;
 #[cfg(feature = "os")]
 mod process;
@@ -23,6 +25,7 @@ mod quarantine;
 #[cfg(not(feature = "hardened"))]
 #[path = "heap/quarantine/off.rs"]
 mod quarantine;
+mod resize;
 
 pub use options::{HeapError, HeapOptions};
 #[cfg(feature = "os")]
@@ -120,7 +123,7 @@ pub struct Heap<G: Geometry = CustomGeometry> {
     is_process_heap: bool,
     /// Most pages in use at a time.
     limit: PageCount,
-    /// Multi runs that have mappings of their own because they were advised otherwise than their neighbours: see [`large`].
+    /// Multi runs that have mappings of their own because they were advised otherwise than their neighbours: see [`mapping`].
     advised: AtomicUsize,
     /// Multi runs that have mappings of their own because they were moved, and places of runs that were lost to that.
     moved: AtomicUsize,

@@ -47,6 +47,7 @@
 //! thread_cache/     stacks of addresses, one cache a thread                  tls.rs            the pointer to it
 //! heap.rs           Heap: the locks                                          spans.rs          a walk for readers
 //! heap/blocks.rs    blocks in batches                                        heap/large.rs     runs of pages
+//! heap/resize.rs    runs that grow, shrink and move                          heap/mapping.rs   how runs are mapped
 //! page_table.rs     what each page is; its blocks, the bins, check()         size_class.rs     layout -> class
 //! runs.rs           which pages are free; the lowest run of n                (tables from build.rs)
 //! heap/find.rs      which of them are taken, dense or sparse                 runs/tree.rs      how they are found in O(log pages)

@@ -6,6 +6,8 @@ mod background;
 mod child;
 #[path = "common/load.rs"]
 mod load;
+#[path = "common/refused.rs"]
+mod refused;
 #[path = "common/resident.rs"]
 mod resident;
 
@@ -14,6 +16,7 @@ use child::{assert_ended_well, in_child};
 use load::random::Random;
 use load::{free_shuffled, mixed_blocks};
 use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
+use refused::without;
 use resident::resident;
 use std::alloc::{GlobalAlloc, Layout};
 use std::time::{Duration, Instant};
@@ -182,6 +185,28 @@ fn free_memory_goes_back_on_the_slow_paths_of_any_thread() {
             let goes_back = becomes_true(|| {
                 // Another thread, every time: none of them is the one that freed.
                 thread::spawn(|| hint::black_box(vec![0u8; 100_000])).join().unwrap();
+                resident() - before < 16 * MIB
+            });
+            assert!(goes_back, "{} are left", resident() - before);
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+#[test]
+fn free_memory_goes_back_where_the_system_refuses_to_tell_the_time() {
+    let output = in_child(
+        |command| {
+            command.env("PMA_PURGE_MS", "50");
+            without(command, libc::SYS_clock_gettime, libc::EPERM);
+        },
+        || {
+            let before = resident();
+            free_shuffled(mixed_blocks(64 * MIB));
+            let goes_back = (0..1000).any(|_| {
+                thread::sleep(Duration::from_millis(20));
+                hint::black_box(vec![0u8; 100_000]);
                 resident() - before < 16 * MIB
             });
             assert!(goes_back, "{} are left", resident() - before);

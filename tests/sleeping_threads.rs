@@ -3,13 +3,12 @@
 use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
 use std::alloc::{GlobalAlloc, Layout};
-use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
-use std::{env, hint, io, ptr, thread};
+use std::{env, hint, ptr, thread};
 
 #[path = "common/child.rs"]
 mod child;
@@ -17,9 +16,12 @@ mod child;
 mod pattern;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/refused.rs"]
+mod refused;
 use child::{assert_ended_well, in_child};
 use pattern::{fill, verify};
 use random::Random;
+use refused::without;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -313,24 +315,7 @@ fn blocks_have_one_owner_while_others_take_from_the_caches_of_threads_at_work() 
 
 /// Has the system know no fence in all threads, as some do not.
 fn without_membarrier(command: &mut Command) {
-    let statement =
-        |code: u32, value: u32, jump: u8| libc::sock_filter { code: code as u16, jt: 0, jf: jump, k: value };
-    // The number of the call is the first word of what is looked at.
-    let filter = [
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_membarrier as u32, 1),
-        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0),
-        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
-    ];
-    // SAFETY: no more is called between fork and exec than these two, with a program of that length.
-    unsafe {
-        command.pre_exec(move || {
-            let program = libc::sock_fprog { len: 4, filter: filter.as_ptr().cast_mut() };
-            let done = libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0;
-            if done { Ok(()) } else { Err(io::Error::last_os_error()) }
-        })
-    };
+    without(command, libc::SYS_membarrier, libc::ENOSYS);
 }
 
 #[test]

@@ -1,37 +1,25 @@
 //! Runs of pages: large allocations, and where pages come from at all.
-//!
-//! A run of 1 MiB and more that has to move is moved by remapping its memory, not by copying it. The system then keeps a mapping of its
-//! own for it, as it does for a run that is backed by huge pages where its neighbours are not. Processes may have only
-//! so many mappings: so there are at most [`MOST_APART`] such runs of each kind, and before one is freed, its pages are
-//! mapped as all others.
 
 use super::Heap;
 use crate::arena::HUGE_PAGE;
 use crate::fault;
-#[cfg(feature = "os")]
-use crate::guarded;
 use crate::lock::Guard;
 use crate::page_table::{Mapping, Misuse};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
-use crate::sys::{self, Remapped, resident};
+use crate::sys::{self, resident};
 use crate::units::{ComponentIndex, PageCount, PageIndex};
 use core::alloc::Layout;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 /// Runs of so many bytes begin where a huge page does, and the system is advised how to back them.
-const LARGE: usize = 2 * HUGE_PAGE;
+pub(super) const LARGE: usize = 2 * HUGE_PAGE;
 /// Unless more than one part in so many of their bytes would be left of their last huge page.
 const WASTED_SHARE: usize = 16;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
 const LARGE_ZEROED: usize = 16 << 20;
-/// Runs of so many bytes are moved by remapping.
-const REMAPPED: usize = 1 << 20;
-/// Most runs at a time that were moved, and most that are backed otherwise than their neighbours: each may cost three
-/// mappings, and one that was moved several times up to nine.
-const MOST_APART: usize = 256;
 
 /// Why a run cannot be claimed.
 enum Lack {
@@ -42,46 +30,13 @@ enum Lack {
 }
 
 impl<G: Geometry> Heap<G> {
-    /// Whether the heap's limit allows for so many pages more.
-    pub(super) fn may_use(&self, runs: &Runs, more: PageCount) -> bool {
-        self.pages_in_use(runs) + more.get() <= self.limit.get()
-    }
-
-    /// Pages in use that count for the heap's limit.
-    pub(super) fn pages_in_use(&self, runs: &Runs) -> usize {
-        let used = runs.frontier().get() - runs.free_pages().get() - self.guards_in_use();
-        used - self.moving.load(Relaxed) + self.guarded_pages()
-    }
-
-    /// The most pages that may be in use.
-    #[cfg(feature = "profile")]
-    pub(crate) fn limit(&self) -> PageCount {
-        self.limit
-    }
-
-    /// Whether the heap's limit allows for so many bytes outside the arena.
-    #[cfg(feature = "os")]
-    pub(crate) fn has_room_for(&self, bytes: usize) -> bool {
-        let pages = PageCount::holding(bytes, self.geometry().page_shift());
-        pages.is_some_and(|pages| self.may_use(&self.runs(), pages))
-    }
-
-    /// As many pages as guarded blocks, which lie outside the arena, would have in it.
-    fn guarded_pages(&self) -> usize {
-        #[cfg(feature = "os")]
-        if self.is_process_heap {
-            return guarded::held_bytes().div_ceil(self.page_size());
-        }
-        0
-    }
-
     /// Pages of a run for `layout`; `None` for more than any arena has.
     pub(crate) fn pages_for(&self, layout: Layout) -> Option<PageCount> {
         PageCount::holding(layout.size().max(1), self.geometry().page_shift())
     }
 
     /// Bytes of `count` pages that a run for `layout` does not need.
-    fn tail(&self, count: PageCount, layout: Layout) -> usize {
+    pub(super) fn tail(&self, count: PageCount, layout: Layout) -> usize {
         count.bytes(self.geometry().page_shift()) - layout.size().max(1)
     }
 
@@ -169,7 +124,7 @@ impl<G: Geometry> Heap<G> {
     /// Claims a run for `layout`, which `owner` is to hold, and returns it with the lock it is under. It begins where a
     /// huge page does if it has `least_aligned` bytes, and little is left of its last huge page. If it is `instead` of a
     /// shorter run of that owner, which is the caller's, that is nobody's from then on, and the owner charged for the difference.
-    fn claim_run(
+    pub(super) fn claim_run(
         &self,
         owner: ComponentIndex,
         instead: Option<(PageIndex, PageCount)>,
@@ -314,59 +269,6 @@ impl<G: Geometry> Heap<G> {
         None
     }
 
-    /// Has the system back a new run with huge pages or without, if it would do otherwise.
-    fn advise(&self, mut runs: Guard<'_, Runs<'static>>, head: PageIndex, count: PageCount, huge: bool) {
-        let run = self.range(head, count);
-        if self.has_whole_os_pages()
-            && let Some(part) = self.arena.backed_otherwise(run, runs.alike_from(head, PageCount(1)).0, huge)
-            && self.count_apart(Mapping::Advised)
-        {
-            self.table.set_mapping(&mut runs, head, Mapping::Advised);
-            if !huge {
-                runs.expectation(count).note_fresh(head, true);
-            }
-            drop(runs);
-            self.arena.advise_huge(part, huge);
-        }
-    }
-
-    /// How many runs are mapped so.
-    fn mapped(&self, mapping: Mapping) -> &AtomicUsize {
-        debug_assert!(mapping != Mapping::Usual);
-        if mapping == Mapping::Advised { &self.advised } else { &self.moved }
-    }
-
-    /// Counts one more run that is mapped so; false if there are too many.
-    fn count_apart(&self, mapping: Mapping) -> bool {
-        self.mapped(mapping)
-            .fetch_update(Relaxed, Relaxed, |runs| (runs < MOST_APART).then_some(runs + 1))
-            .is_ok()
-    }
-
-    /// Maps pages of a run again as their neighbours are. False if the system refuses: then they are not to be used.
-    fn map_as_usual(&self, start: PageIndex, count: PageCount, mapping: Mapping) -> bool {
-        let range = self.range(start, count);
-        if mapping == Mapping::Moved {
-            // Should the system refuse to map them, nobody may touch them again; at least they have no memory then.
-            // SAFETY: the caller has the pages, and needs none of their contents.
-            let mapped = unsafe {
-                sys::purge(self.at(start), range.len());
-                sys::map_over(self.at(start), range.len())
-            };
-            if !mapped {
-                self.arena.note_hole();
-                return false;
-            }
-        }
-        let (mut page, end) = (start, start.plus(count));
-        while mapping != Mapping::Usual && page < end {
-            let (sparse, alike) = self.runs().alike_from(page, PageCount(end.0 - page.0));
-            self.arena.advise_as_usual(self.range(page, alike), sparse);
-            page = page.plus(alike);
-        }
-        true
-    }
-
     /// Takes the run at `address`, which is being freed, for the calling thread's cache, if it is one that `wanted` says is
     /// wanted; with `layout`, only if it may have been allocated with that. Returns its length. Takes no lock.
     #[cfg(not(feature = "hardened"))]
@@ -416,7 +318,12 @@ impl<G: Geometry> Heap<G> {
         self.free_run(runs, head, count);
     }
 
-    fn free_run<'h>(&'h self, mut runs: Guard<'h, Runs<'static>>, head: PageIndex, count: PageCount) {
+    pub(super) fn free_run<'h>(
+        &'h self,
+        mut runs: Guard<'h, Runs<'static>>,
+        head: PageIndex,
+        count: PageCount,
+    ) {
         self.ask_freed_run(&mut runs, head, count);
         let mapping = self.table.mapping(&runs, head);
         let (mut runs, blank) = self.give_up_pages(runs, head, head, count);
@@ -443,7 +350,7 @@ impl<G: Geometry> Heap<G> {
     /// The system may take its time, so others have the lock meanwhile. They do not change the run: the table says that its
     /// pages are in use, so nobody is given one of them, and to free or resize it is its owner's, who is here. If somebody
     /// else frees it, too, there is no run when the lock is taken again, and the process ends.
-    fn give_up_pages<'h>(
+    pub(super) fn give_up_pages<'h>(
         &'h self,
         mut runs: Guard<'h, Runs<'static>>,
         head: PageIndex,
@@ -465,7 +372,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Makes a run Free, which nobody is charged for any more. If it is `blank`, it has no memory.
-    fn release_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount, blank: bool) {
+    pub(super) fn release_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount, blank: bool) {
         self.table.release_multi(runs, head, count);
         if blank {
             runs.clean(head, count);
@@ -473,148 +380,9 @@ impl<G: Geometry> Heap<G> {
         self.settle_guards(runs, head, count);
     }
 
-    /// Makes the run at `address` long enough for `new`, and no longer: where it stands, or by moving its memory to
-    /// another one. `None`, and the run untouched, if that cannot be.
-    pub(crate) fn resize_run(&self, address: usize, old: Option<Layout>, new: Layout) -> Option<*mut u8> {
-        let new_count = self.pages_for(new)?;
-        let (mut runs, head, count) = self.expect_run(address, old);
-        if new_count > count && self.is_process_heap && !self.may_use(&runs, PageCount(new_count.0 - count.0))
-        {
-            drop(runs);
-            self.release_unused_pages();
-            runs = self.expect_run(address, old).0;
-        }
-        if new_count < count {
-            runs = self.shrink_run(runs, head, count, new_count);
-        } else if new_count > count && !self.grow_run(&mut runs, head, count, new_count) {
-            drop(runs);
-            return self.move_run(head, count, new);
-        }
-        self.table.set_multi_tail(&mut runs, head, self.tail(new_count, new));
-        Some(self.pointer(address))
-    }
-
-    fn grow_run(&self, runs: &mut Runs, head: PageIndex, count: PageCount, new_count: PageCount) -> bool {
-        let more = PageCount(new_count.0 - count.0);
-        let owner = self.table.owner(runs, head);
-        if !self.may_use(runs, more) || !self.charge_pages(owner, more) {
-            return false;
-        }
-        self.open_end(runs, head, count);
-        let room = PageCount(more.0 + self.room_behind(runs, head, new_count).0);
-        let free = runs.free_from(head.plus(count), room);
-        let up_to_frontier = head.plus(count).plus(free) == runs.frontier();
-        let mut grown = (free == room || (up_to_frontier && self.commit(runs, PageCount(room.0 - free.0))))
-            && self.table.resize_multi(runs, head, count, new_count);
-        if grown && !self.uncover(head.plus(count), more) {
-            self.table.resize_multi(runs, head, new_count, count);
-            grown = false;
-        }
-        self.settle_guards(runs, head, if grown { new_count } else { count });
-        if grown {
-            self.settle_account(owner);
-            self.keep_to_limit(runs, head.plus(new_count));
-        } else {
-            self.credit_pages(owner, more);
-        }
-        grown
-    }
-
-    fn shrink_run<'h>(
-        &'h self,
-        runs: Guard<'h, Runs<'static>>,
-        head: PageIndex,
-        count: PageCount,
-        new_count: PageCount,
-    ) -> Guard<'h, Runs<'static>> {
-        let (tail, tail_count) = (head.plus(new_count), PageCount(count.0 - new_count.0));
-        let (mut runs, blank) = self.give_up_pages(runs, head, tail, tail_count);
-        self.table.resize_multi(&mut runs, head, count, new_count);
-        self.credit_pages(self.table.owner(&runs, head), tail_count);
-        match blank {
-            Some(true) => runs.clean(tail, tail_count),
-            Some(false) => {}
-            // A run of its own, and nobody's, which counts as moved for good, so that there are few of them.
-            None => {
-                self.table.claim_multi(&mut runs, tail, tail_count);
-                self.moved.fetch_add(1, Relaxed);
-            }
-        }
-        self.settle_guards(&mut runs, head, new_count);
-        self.settle_guards(&mut runs, tail, tail_count);
-        runs
-    }
-
-    /// Moves the memory of a run of `count` pages to a new one for `new`, and frees the old one.
-    fn move_run(&self, head: PageIndex, count: PageCount, new: Layout) -> Option<*mut u8> {
-        let bytes = count.bytes(self.geometry().page_shift());
-        // Nobody knows what lies behind the arena.
-        let is_last = head.plus(count).get() == self.table.capacity().get();
-        if bytes < REMAPPED || is_last || !self.has_whole_os_pages() || !self.count_apart(Mapping::Moved) {
-            return None;
-        }
-        let owner = {
-            let mut runs = self.runs();
-            // While its memory is there.
-            self.ask_freed_run(&mut runs, head, count);
-            self.moving.fetch_add(count.get(), Relaxed);
-            self.table.owner(&runs, head)
-        };
-        let claimed = self.claim_run(owner, Some((head, count)), new, LARGE);
-        let claimed = claimed.map(|(_, start, new_count)| (start, new_count));
-        let remapped = claimed.map(|(start, new_count)| {
-            // SAFETY: both runs are the caller's, and differ; pages follow the old one.
-            (start, new_count, unsafe { sys::remap(self.at(head), self.at(start), bytes) })
-        });
-        // If somebody else freed it meanwhile, the process ends, as in `give_up_pages`.
-        let mut runs = self.expect_run(self.table.address_of(head), None).0;
-        self.moving.fetch_sub(count.get(), Relaxed);
-        let Some((start, new_count, remapped)) = remapped else {
-            self.moved.fetch_sub(1, Relaxed);
-            return None;
-        };
-        if remapped != Remapped::Moved {
-            self.table.set_owner(&mut runs, head, owner);
-            self.table.set_owner(&mut runs, start, ComponentIndex::NONE);
-            self.credit_pages(owner, PageCount(new_count.0 - count.0));
-        }
-        match remapped {
-            Remapped::Moved => self.table.set_mapping(&mut runs, start, Mapping::Moved),
-            Remapped::Refused => {
-                self.moved.fetch_sub(1, Relaxed);
-                self.free_run(runs, start, new_count);
-                return None;
-            }
-            Remapped::MappedAnew => {
-                self.table.set_mapping(&mut runs, start, Mapping::Moved);
-                self.free_run(runs, start, new_count);
-                return None;
-            }
-            Remapped::Lost => {
-                self.arena.note_hole();
-                // As in `free_run`, with no end to purge. It goes on counting as mapped apart, so there are few of them.
-                self.table.set_multi_tail(&mut runs, start, 0);
-                return None;
-            }
-        }
-        // What is left of the old run has no memory.
-        let mapping = self.table.mapping(&runs, head);
-        if mapping == Mapping::Usual {
-            if !self.quarantine(&mut runs, head, count, true) {
-                self.release_run(&mut runs, head, count, true);
-            }
-        } else {
-            self.mapped(mapping).fetch_sub(1, Relaxed);
-            self.moved.fetch_add(1, Relaxed);
-            self.table.set_mapping(&mut runs, head, Mapping::Moved);
-            self.free_run(runs, head, count);
-        }
-        Some(self.pointer(self.table.address_of(start)))
-    }
-
     /// The run at `address`, which was allocated with `layout` if one is given, and the lock it is under. Ends the
     /// process if there is none.
-    fn expect_run(
+    pub(super) fn expect_run(
         &self,
         address: usize,
         layout: Option<Layout>,
