@@ -281,5 +281,5 @@ pub use usage::Usage;
 #[cfg(feature = "initial-exec")]
 #[doc(hidden)]
 pub extern "C" fn serve_before_thread_local_storage() {
-    tls::set(&raw const thread_cache::GONE.0);
+    tls::set(&raw const thread_cache::ABSENT.0);
 }

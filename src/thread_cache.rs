@@ -10,12 +10,12 @@
 //! waits in the cache while its thread [sleeps](idle).
 //!
 //! A thread starts on [`EMPTY`], whose stacks are all empty and all full: its first call misses, and the slow path
-//! makes the real cache. It ends on [`GONE`], which looks the same but is never replaced: what a thread frees or
+//! makes the real cache. It ends on [`ABSENT`], which looks the same but is never replaced: what a thread frees or
 //! allocates after its cache was flushed goes to the heap directly.
 //!
 //! # Signals
 //! A handler that allocates may interrupt its thread anywhere. While a slow path changes the cache, the thread is on
-//! [`BUSY`], which is like `GONE`: the handler is served by the heap, or finds a lock that its own thread holds, which ends
+//! [`ABSENT`], too: the handler is served by the heap, or finds a lock that its own thread holds, which ends
 //! the process (`lock.rs`). The fast paths have no such provision, but an order: a pop takes the block off the stack before
 //! it wipes the mark out, and a push marks it before it puts it there. So whatever a handler allocates and frees again, the
 //! last first, leaves both as they were. What remains is said in `SECURITY.md`.
@@ -124,7 +124,7 @@ pub(crate) struct Sentinel(pub(crate) ThreadCache);
 // SAFETY: nothing of a sentinel is ever changed.
 unsafe impl Sync for Sentinel {}
 
-#[allow(clippy::declare_interior_mutable_const)] // to be written down once, for three statics
+#[allow(clippy::declare_interior_mutable_const)] // to be written down once, for two statics
 const SENTINEL: Sentinel = Sentinel(ThreadCache {
     base: 0,
     pages: 0,
@@ -155,10 +155,8 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
 
 /// The cache of a thread that has none yet.
 pub(crate) static EMPTY: Sentinel = SENTINEL;
-/// The cache of a thread that had one.
-pub(crate) static GONE: Sentinel = SENTINEL;
-/// The cache of a thread for those who interrupt it while it makes or changes its own.
-pub(crate) static BUSY: Sentinel = SENTINEL;
+/// The cache of a thread that had one; and for those who interrupt a thread while it makes or changes its own.
+pub(crate) static ABSENT: Sentinel = SENTINEL;
 
 /// A block from its page without a cache, or null.
 pub(crate) fn alloc_uncached(heap: &Heap<BuildGeometry>, tag: Tag) -> Block {
@@ -196,18 +194,18 @@ pub(crate) fn current<'a>() -> &'a ThreadCache {
     unsafe { &*tls::get() }
 }
 
-/// Whether the calling thread has had its cache, as it ends, or allocates while the loader relocates the program: then it can
-/// start no other.
+/// Whether the calling thread has had its cache, as it ends, or allocates while the loader relocates the program, or was
+/// interrupted while it changed its cache: then it can start no other.
 #[inline]
 pub(crate) fn is_to_have_none() -> bool {
-    ptr::eq(tls::get(), &raw const GONE.0)
+    ptr::eq(tls::get(), &raw const ABSENT.0)
 }
 
 /// Does `work` on the calling thread's cache; who interrupts it meanwhile finds none.
 #[inline]
 pub(crate) fn apart<R>(work: impl FnOnce() -> R) -> R {
     let cache = tls::get();
-    tls::set(&raw const BUSY.0);
+    tls::set(&raw const ABSENT.0);
     compiler_fence(SeqCst);
     let result = work();
     compiler_fence(SeqCst);

@@ -5,7 +5,7 @@ use super::registry::{CALLS, Registry, registry};
 use super::runs::KeptRuns;
 use super::size::CACHE_BYTES;
 use super::stacks::{Stacks, classes};
-use super::{BUSY, EMPTY, GONE, Gate, ThreadCache, current};
+use super::{ABSENT, EMPTY, Gate, ThreadCache, current};
 use crate::component::Family;
 use crate::decay;
 #[cfg(feature = "hardened")]
@@ -81,7 +81,7 @@ pub(crate) fn current_or_made<'a>(
 #[cold]
 #[inline(never)]
 fn make<'a>(heap: &'static Heap<BuildGeometry>, of_freed: Option<ShardIndex>) -> Option<&'a ThreadCache> {
-    tls::set(&raw const BUSY.0);
+    tls::set(&raw const ABSENT.0);
     let made = (|| {
         let key = exit_key()?;
         // A signal handler may have come before it was kept from making one.
@@ -146,7 +146,7 @@ unsafe extern "C" fn at_exit(cache: *mut core::ffi::c_void) {
     let Some(heap) = crate::global::heap() else { return };
     // SAFETY: the key's value is the cache that this thread made.
     let cache = unsafe { &*cache.cast::<ThreadCache>() };
-    tls::set(&raw const GONE.0);
+    tls::set(&raw const ABSENT.0);
     // SAFETY: nothing leads to the thread's caches any more, but one to the other.
     unsafe {
         Family::retire(cache.family.get(), heap);
