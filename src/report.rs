@@ -190,7 +190,7 @@ impl fmt::Write for Path {
 
 /// Writes the heap as text, as a document and as a picture, to files that are not there yet, and says where on standard
 /// error, unless that is another file than at the start.
-#[cold]
+#[cold] // so that nothing it calls is written out in here once more
 fn dump_to_files() {
     const ALLOCATOR: PageAllocator = PageAllocator::new();
     let mut line = Line::new();

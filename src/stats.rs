@@ -225,7 +225,7 @@ impl Stats {
     }
 
     /// The figures of a heap before its pages are counted.
-    #[cold]
+    #[cold] // so that it is not written out wherever a heap is dumped
     pub(crate) fn of_no_pages<G: Geometry>(heap: &Heap<G>) -> Stats {
         let mut stats = Stats::none();
         stats.summary = Summary::of_pages(heap.page_size());

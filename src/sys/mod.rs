@@ -63,8 +63,8 @@ pub(crate) fn nanoseconds() -> u64 {
 
 /// Milliseconds on a clock that never goes back, to the nearest few. The system is called once in that time at most.
 ///
-/// The C library's function, which needs no system call, is used where the system refuses one: a small program often needs nothing
-/// else of the 64 KiB of text that are mapped with it.
+/// The C library's function needs no system call, but a small program often needs nothing else of the 64 KiB of text that are
+/// mapped with it. So it is used only where the system refuses the call.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) fn milliseconds() -> u64 {
     /// Less than a millisecond on any processor.
@@ -81,7 +81,8 @@ pub(crate) fn milliseconds() -> u64 {
                 libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time);
             }
         }
-        ANSWER.store(in_milliseconds(&time), Relaxed);
+        // Who asked before may be here later.
+        ANSWER.fetch_max(in_milliseconds(&time), Relaxed);
         ASKED_AT.store(ticks, Relaxed);
     }
     ANSWER.load(Relaxed)
