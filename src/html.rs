@@ -8,6 +8,18 @@ use crate::size_class::Geometry;
 use crate::snapshot::Snapshot;
 use crate::stats::Caches;
 use core::fmt::{self, Write};
+use core::str;
+
+/// Makes a static of a file: what has a name can be laid out apart from the constants that every program reads.
+macro_rules! part {
+    ($name:ident, $file:literal) => {
+        static $name: [u8; include_bytes!($file).len()] = *include_bytes!($file);
+    };
+}
+part!(HEAD, "html/head.html");
+part!(STYLE, "html/page.css");
+part!(BODY, "html/body.html");
+part!(SCRIPT, "html/page.js");
 
 impl<G: Geometry> Heap<G> {
     /// Writes a page of HTML that shows the page table as a map, a cell for each page, and the [`Stats`](crate::Stats).
@@ -55,12 +67,13 @@ fn write<G: Geometry>(
     before: Option<&Snapshot>,
     out: &mut dyn Write,
 ) -> fmt::Result {
-    out.write_str(include_str!("html/head.html"))?;
-    out.write_str(include_str!("html/page.css"))?;
-    out.write_str(include_str!("html/body.html"))?;
+    let write_part = |out: &mut dyn Write, part| out.write_str(str::from_utf8(part).map_err(|_| fmt::Error)?);
+    write_part(out, &HEAD)?;
+    write_part(out, &STYLE)?;
+    write_part(out, &BODY)?;
     // Nothing in the document closes the element: in names of components, `json.rs` escapes every `<`.
     json::write(heap, caches, before, out)?;
     out.write_str("</script>\n<script>\n")?;
-    out.write_str(include_str!("html/page.js"))?;
+    write_part(out, &SCRIPT)?;
     out.write_str("</script>\n</body>\n</html>\n")
 }

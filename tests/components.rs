@@ -19,6 +19,9 @@ use std::{mem, thread};
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
+#[path = "common/mappings.rs"]
+mod mappings;
+use mappings::{advice_for, bytes_with_huge_pages};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -660,25 +663,6 @@ fn a_child_process_is_told_of_a_soft_limit_though_another_thread_was_being_told_
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
 }
 
-/// Bytes of mappings that the system is advised to back with huge pages, and whether it is advised so at `address`.
-fn advised_huge(address: usize) -> (usize, bool) {
-    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let (mut range, mut bytes, mut at_address) = (0..0, 0, false);
-    for line in maps.lines() {
-        let word = line.split(' ').next().unwrap_or_default();
-        let hexadecimal = |digits| usize::from_str_radix(digits, 16).ok();
-        if let Some((Some(start), Some(end))) =
-            word.split_once('-').map(|(start, end)| (hexadecimal(start), hexadecimal(end)))
-        {
-            range = start..end;
-        } else if word == "VmFlags:" && line.split(' ').any(|flag| flag == "hg") {
-            bytes += range.len();
-            at_address |= range.contains(&address);
-        }
-    }
-    (bytes, at_address)
-}
-
 /// Others keep their huge pages.
 #[test]
 fn blocks_of_components_do_without_huge_pages() {
@@ -693,15 +677,18 @@ fn blocks_of_components_do_without_huge_pages() {
             // SAFETY: the size is not zero.
             let others = |count| (0..count).map(|_| unsafe { HEAP.alloc(layout) }).collect::<Vec<_>>();
             let mut kept = others(32_000);
-            let (before, _) = advised_huge(0);
+            let before = bytes_with_huge_pages();
             assert!(before > 60 * MIB, "{before}");
             let blocks = fill(&SPARSE, Layout::new::<[u8; 100]>(), 10);
-            let (after, at_block) = advised_huge(blocks[0].addr());
-            assert!(!at_block && after + 2 * MIB >= before, "{after} of {before}, at the block: {at_block}");
+            let (after, at_block) = (bytes_with_huge_pages(), advice_for(blocks[0].addr()));
+            assert!(after + 2 * MIB >= before, "{after} of {before}");
+            assert_eq!(at_block, "nh");
             let most = fill(&SPARSE, layout, 80_000);
-            assert!(!advised_huge(most[79_999].addr()).1);
+            assert_eq!(advice_for(most[79_999].addr()), "nh");
             kept.extend(others(32_000));
-            assert!([16_000, 31_999, 63_999].iter().all(|&number| advised_huge(kept[number].addr()).1));
+            for number in [16_000, 31_999, 63_999] {
+                assert_eq!(advice_for(kept[number].addr()), "hg", "{number}");
+            }
             free_all(blocks, Layout::new::<[u8; 100]>());
             free_all([kept, most].concat(), layout);
             HEAP.check().unwrap();

@@ -8,7 +8,6 @@ use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built;
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{CStr, c_int, c_long, c_void};
-use std::fs;
 use std::hint::black_box;
 use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -19,6 +18,9 @@ use std::thread;
 #[path = "common/child.rs"]
 mod child;
 use child::{cases, in_child, text};
+#[path = "common/mappings.rs"]
+mod mappings;
+use mappings::mappings;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -351,11 +353,6 @@ fn groups_come_and_go() {
     }
     assert!(HEAP.summary().committed_bytes <= used, "guards were left behind");
     HEAP.check().unwrap();
-}
-
-/// Mappings of this process.
-fn mappings() -> usize {
-    fs::read_to_string("/proc/self/maps").expect("Linux tells").lines().count()
 }
 
 #[test]

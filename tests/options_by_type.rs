@@ -8,6 +8,9 @@ use std::{fs, thread};
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
+#[path = "common/mappings.rs"]
+mod mappings;
+use mappings::bytes_with_huge_pages;
 #[path = "common/resident.rs"]
 mod resident;
 use resident::resident;
@@ -27,20 +30,6 @@ fn background_threads() -> usize {
             .is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask.count_ones() > 32))
     };
     tasks.flatten().filter(|task| of_own(task)).count()
-}
-
-/// Bytes of mappings that the system is advised to back with huge pages.
-fn advised_huge() -> usize {
-    let maps = fs::read_to_string("/proc/self/smaps").expect("Linux shows them");
-    let (mut bytes, mut sum) = (0, 0);
-    for line in maps.lines() {
-        if let Some(size) = line.strip_prefix("Size:") {
-            bytes = size.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10;
-        } else if line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "hg") {
-            sum += bytes;
-        }
-    }
-    sum
 }
 
 /// Whether memory that was freed goes back within `longest` while nobody allocates.
@@ -107,7 +96,7 @@ fn the_type_wants_no_huge_pages() {
         |_| (),
         || {
             let held = hold_much();
-            assert_eq!(advised_huge(), 0);
+            assert_eq!(bytes_with_huge_pages(), 0);
             drop(held);
         },
     );
@@ -123,7 +112,7 @@ fn the_environment_wants_huge_pages() {
         |child| _ = child.env("PMA_HUGE_PAGES", "1"),
         || {
             let held = hold_much();
-            assert!(advised_huge() > 32 * MIB);
+            assert!(bytes_with_huge_pages() > 32 * MIB);
             drop(held);
         },
     );

@@ -54,6 +54,35 @@ fn a_program_allocates_from_the_preloaded_library() {
     });
 }
 
+/// How much of each mapping of the library's code a program has resident that writes out what it has mapped.
+fn resident_code() -> Vec<usize> {
+    let mut command = Command::new("cat");
+    preload(command.arg("/proc/self/smaps"), &[], &[]);
+    let output = command.output().unwrap();
+    let mut resident = Vec::new();
+    let mut is_ours = false;
+    for line in text(&output.stdout).lines() {
+        if line.contains('/') {
+            is_ours = line.contains(" r-xp ") && line.ends_with("/libpma.so");
+        } else if let Some(kib) = line.strip_prefix("Rss:").filter(|_| is_ours) {
+            resident.push(kib.trim().trim_end_matches(" kB").parse().unwrap());
+        }
+    }
+    resident
+}
+
+#[test]
+fn code_that_few_programs_run_is_not_mapped() {
+    let library = fs::read(common::library()).unwrap();
+    if !library.windows(11).any(|at| at == b"Linker: LLD") {
+        eprintln!("skipped: the library was linked by another linker than LLD, which lays out nothing apart");
+        return;
+    }
+    let resident = resident_code();
+    assert_eq!(resident.len(), 2, "{resident:?}");
+    assert!(resident[0] == 0 && resident[1] > 0, "{resident:?} KiB");
+}
+
 /// Blocks that were allocated before any constructor of a library ran.
 static EARLY: [AtomicPtr<c_void>; 500] = [const { AtomicPtr::new(ptr::null_mut()) }; 500];
 

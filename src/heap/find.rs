@@ -138,7 +138,7 @@ impl<G: Geometry> Heap<G> {
     }
 
     /// Whether a run of `count` pages will be touched as a whole, or nearly so.
-    fn expects_whole_runs(&self, runs: &mut Runs, count: PageCount) -> bool {
+    pub(super) fn expects_whole_runs(&self, runs: &mut Runs, count: PageCount) -> bool {
         self.ask_sample(runs, count);
         runs.expectation(count).expects_whole(None, TRUST_IN_RUNS)
     }

@@ -63,7 +63,12 @@ impl<G: Geometry> Heap<G> {
             self.note_fresh_run(&mut runs, start, count);
         }
         if (is_large && is_fresh) || is_apart {
-            self.advise(runs, start, count, is_large && !zeroed);
+            let huge_from = if is_large && !zeroed {
+                self.huge_from(&mut runs, start, count)
+            } else {
+                self.range(start, count).end
+            };
+            self.advise(runs, start, count, huge_from);
         } else {
             drop(runs);
         }

@@ -5,6 +5,7 @@
 //! [`MOST_APART`] such runs of each kind, and before one is freed, its pages are mapped as all others.
 
 use super::Heap;
+use crate::arena::HUGE_PAGE;
 use crate::lock::Guard;
 use crate::page_table::Mapping;
 use crate::runs::Runs;
@@ -18,26 +19,43 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 const MOST_APART: usize = 256;
 
 impl<G: Geometry> Heap<G> {
-    /// Has the system back a new run with huge pages or without, if it would do otherwise.
+    /// Has the system back a new run with small pages up to the offset `huge_from`, and with huge ones from there on, where it
+    /// would do otherwise.
     pub(super) fn advise(
         &self,
         mut runs: Guard<'_, Runs<'static>>,
         head: PageIndex,
         count: PageCount,
-        huge: bool,
+        huge_from: usize,
     ) {
         let run = self.range(head, count);
+        let sparse = runs.alike_from(head, PageCount(1)).0;
+        let parts = [(run.start..huge_from, false), (huge_from..run.end, true)]
+            .map(|(part, huge)| Some((self.arena.backed_otherwise(part, sparse, huge)?, huge)));
         if self.has_whole_os_pages()
-            && let Some(part) = self.arena.backed_otherwise(run, runs.alike_from(head, PageCount(1)).0, huge)
+            && parts.iter().any(Option::is_some)
             && self.count_apart(Mapping::Advised)
         {
             self.table.set_mapping(&mut runs, head, Mapping::Advised);
-            if !huge {
+            if huge_from > run.start {
                 runs.expectation(count).note_fresh(head, true);
             }
             drop(runs);
-            self.arena.advise_huge(part, huge);
+            for (part, huge) in parts.into_iter().flatten() {
+                self.arena.advise_huge(part, huge);
+            }
         }
+    }
+
+    /// Where huge pages are to begin in a new run of at least [`LARGE`](super::large::LARGE) bytes, as an offset: where it does, if
+    /// such runs are touched as a whole. If not, or if that is not known yet, its beginning may be all that is touched.
+    pub(super) fn huge_from(&self, runs: &mut Runs, head: PageIndex, count: PageCount) -> usize {
+        let start = self.range(head, count).start;
+        if self.expects_whole_runs(runs, count) {
+            runs.expectation(count).note_fresh(head, false);
+            return start;
+        }
+        (start + HUGE_PAGE / 2).next_multiple_of(HUGE_PAGE)
     }
 
     /// How many runs are mapped so.
