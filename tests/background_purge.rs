@@ -4,6 +4,8 @@
 mod background;
 #[path = "common/child.rs"]
 mod child;
+#[path = "common/forked.rs"]
+mod forked;
 #[path = "common/load.rs"]
 mod load;
 #[path = "common/resident.rs"]
@@ -11,6 +13,7 @@ mod resident;
 
 use background::{OF_THE_HARNESS, becomes_true, threads};
 use child::{assert_ended_well, in_child};
+use forked::run_forked;
 use load::{free_shuffled, mixed_blocks};
 use page_memory_allocator::PageAllocator;
 use resident::resident;
@@ -116,18 +119,7 @@ fn a_child_process_has_a_background_thread_of_its_own() {
                 })
             };
             assert!(has_thread());
-            // SAFETY: the child allocates, which the heap's fork handlers allow for, and exits.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                let only_one = threads() == 1;
-                let restarted = has_thread();
-                // SAFETY: as above.
-                unsafe { libc::_exit(i32::from(!(only_one && restarted))) };
-            }
-            let mut status = -1;
-            // SAFETY: the status is written.
-            unsafe { libc::waitpid(child, &mut status, 0) };
-            assert_eq!(status, 0);
+            run_forked(|| assert!(threads() == 1 && has_thread())).unwrap();
         },
     );
     assert_ended_well(&output);

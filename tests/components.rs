@@ -19,6 +19,9 @@ use std::{mem, thread};
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
+#[path = "common/forked.rs"]
+mod forked;
+use forked::run_forked;
 #[path = "common/mappings.rs"]
 mod mappings;
 use mappings::{advice_for, bytes_with_huge_pages};
@@ -591,30 +594,18 @@ fn a_child_process_has_the_components_of_its_parent() {
                 for _ in 0..40 {
                     let kept = FORKED.enter(|| vec![3u8; 1000]);
                     let inside = FORKED.inside();
-                    // SAFETY: the child goes on in a copy of this thread, and ends without returning from here.
-                    let child = unsafe { libc::fork() };
-                    if child == 0 {
-                        // SAFETY: alarm and _exit have no preconditions.
-                        unsafe {
-                            libc::alarm(60);
-                            let well = catch_unwind(|| {
-                                HEAP.check().unwrap();
-                                let more: Vec<Vec<u8>> = (1..500).map(|len| vec![4; len]).collect();
-                                thread::spawn(|| FORKED.enter(|| black_box(vec![5u8; 100]))).join().unwrap();
-                                let new = Component::new("of the child").enter(|| vec![6u8; 100]);
-                                drop((more, new));
-                                assert_eq!(kept.len(), 1000);
-                                assert!(third.stats().cached_bytes > 0);
-                                HEAP.check().unwrap();
-                            });
-                            libc::_exit(i32::from(well.is_err()));
-                        }
-                    }
+                    run_forked(|| {
+                        HEAP.check().unwrap();
+                        let more: Vec<Vec<u8>> = (1..500).map(|len| vec![4; len]).collect();
+                        thread::spawn(|| FORKED.enter(|| black_box(vec![5u8; 100]))).join().unwrap();
+                        let new = Component::new("of the child").enter(|| vec![6u8; 100]);
+                        drop((more, new));
+                        assert_eq!(kept.len(), 1000);
+                        assert!(third.stats().cached_bytes > 0);
+                        HEAP.check().unwrap();
+                    })
+                    .unwrap();
                     drop(inside);
-                    let mut status = 0;
-                    // SAFETY: the status can be written.
-                    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-                    assert_eq!(status, 0, "the child ended badly");
                 }
                 stop.store(true, Ordering::Relaxed);
             });
@@ -644,19 +635,14 @@ fn a_child_process_is_told_of_a_soft_limit_though_another_thread_was_being_told_
                 while TOLD.load(Ordering::Relaxed) == 0 {
                     thread::yield_now();
                 }
-                // SAFETY: the child goes on in a copy of this thread, and ends without returning from here.
-                let child = unsafe { libc::fork() };
-                GO_ON.store(true, Ordering::Relaxed);
-                if child == 0 {
+                let ended = run_forked(|| {
+                    GO_ON.store(true, Ordering::Relaxed);
                     drop(first);
                     drop(some());
-                    // SAFETY: there is nothing to be done at its end.
-                    unsafe { libc::_exit(if TOLD.load(Ordering::Relaxed) == 2 { 0 } else { 1 }) };
-                }
-                let mut status = 0;
-                // SAFETY: the status can be written.
-                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-                assert_eq!(status, 0, "the child was told of nothing");
+                    assert_eq!(TOLD.load(Ordering::Relaxed), 2, "the child was told of nothing");
+                });
+                GO_ON.store(true, Ordering::Relaxed);
+                ended.unwrap();
             });
         },
     );

@@ -6,6 +6,8 @@ use page_memory_allocator::PageAllocator;
 mod child;
 #[path = "common/fork_storm.rs"]
 mod fork_storm;
+#[path = "common/forked.rs"]
+mod forked;
 #[path = "common/random.rs"]
 mod random;
 

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 #[path = "common/child.rs"]
 mod child;
 use child::{assert_ended_well, in_child, text};
+#[path = "common/forked.rs"]
+mod forked;
+use forked::run_forked;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -270,27 +273,17 @@ fn a_child_process_has_its_own_guarded_blocks() {
         // SAFETY: the child only reads, allocates, frees, and faults where it is told to.
         unsafe {
             block.write(7);
-            let of_child = |part: fn(*mut u8)| {
-                let child = libc::fork();
-                if child == 0 {
-                    part(block);
-                    libc::_exit(0);
-                }
-                let mut status = 0;
-                assert_eq!(libc::waitpid(child, &mut status, 0), child);
-                status
-            };
-            let freed = of_child(|block| {
+            run_forked(|| {
                 assert_eq!(block.read(), 7);
                 HEAP.dealloc(block, ODD);
                 assert!(ends_a_page(guarded()));
-            });
-            assert_eq!(freed, 0);
-            let touched = of_child(|block| {
+            })
+            .unwrap();
+            let touched = run_forked(|| {
                 HEAP.dealloc(block, ODD);
                 block.read_volatile();
             });
-            assert_eq!(libc::WTERMSIG(touched), libc::SIGSEGV);
+            assert_eq!(touched, Err(format!("the child ended by signal {}", libc::SIGSEGV)));
             assert_eq!(block.read(), 7);
             HEAP.dealloc(block, ODD);
         }

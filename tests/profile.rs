@@ -3,6 +3,9 @@
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
+#[path = "common/forked.rs"]
+mod forked;
+use forked::run_forked;
 use page_memory_allocator::{Component, HeapOptions, PageAllocator, Summary};
 use std::alloc::{GlobalAlloc as _, Layout};
 use std::hint::black_box;
@@ -10,7 +13,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{env, fs, io, process, ptr, slice, thread};
+use std::{env, fs, io, ptr, slice, thread};
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -211,20 +214,14 @@ fn a_run_that_grows_is_sampled_with_the_size_that_it_has() {
 fn a_child_process_goes_on_with_the_profile() {
     sampling("32K", || {
         let kept = keep_small();
-        // SAFETY: the heap is in order on both sides of a fork.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        run_forked(|| {
             let more = keep_large();
             let folded = HEAP.profile().folded();
             assert_near(bytes_in(&folded, "profile::keep_small"), 100_000 * 508);
             assert_near(bytes_in(&folded, "profile::keep_large"), 200 * 200_000);
             drop(more);
-            process::exit(0);
-        }
-        let mut status = 0;
-        // SAFETY: the status is written.
-        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-        assert_eq!(status, 0);
+        })
+        .unwrap();
         drop(kept);
     });
 }
@@ -421,20 +418,8 @@ fn a_process_may_fork_while_other_threads_take_samples() {
                 });
             }
             for _ in 0..100 {
-                // SAFETY: the heap is in order on both sides of a fork.
-                let child = unsafe { libc::fork() };
-                if child == 0 {
-                    // SAFETY: neither has preconditions. A child that waits for a lock of a thread that is not there is ended.
-                    unsafe {
-                        libc::alarm(10);
-                        black_box([100, 200, 300].map(Vec::<u8>::with_capacity));
-                        libc::_exit(0);
-                    }
-                }
-                let mut status = 0;
-                // SAFETY: the status is written.
-                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-                assert_eq!(status, 0);
+                // A child that waits for a lock of a thread that is not there is ended.
+                run_forked(|| _ = black_box([100, 200, 300].map(Vec::<u8>::with_capacity))).unwrap();
             }
             stop.store(true, Relaxed);
         });

@@ -3,6 +3,9 @@
 #[path = "common/child.rs"]
 mod child;
 use child::{cases, in_child, text};
+#[path = "common/forked.rs"]
+mod forked;
+use forked::run_forked;
 use page_memory_allocator::PageAllocator;
 use std::hint::black_box;
 use std::os::fd::AsRawFd as _;
@@ -490,19 +493,13 @@ fn a_child_process_answers_the_signal_as_well() {
         || {
             signal();
             dump(1);
-            // SAFETY: the heap is in order on both sides of a fork.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
+            run_forked(|| {
                 signal();
                 // A slow path, on which the child finds that it has no thread for this yet.
                 drop(black_box(vec![1u8; 1 << 20]));
                 dump(1);
-                process::exit(0);
-            }
-            let mut status = 0;
-            // SAFETY: the status is written.
-            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-            assert_eq!(status, 0, "the child has dumped its heap");
+            })
+            .unwrap();
         },
     );
     assert!(output.status.success(), "{output:?}");

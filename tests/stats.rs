@@ -11,6 +11,9 @@ use std::thread;
 #[path = "common/child.rs"]
 mod child;
 use child::{in_child, text};
+#[path = "common/forked.rs"]
+mod forked;
+use forked::run_forked;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -226,17 +229,8 @@ fn sampled_blocks_are_counted_as_blocks() {
 fn the_parts_add_up_in_a_process_that_forked_and_in_its_child() {
     alone(|| {
         let run = vec![1u8; 16 * MIB];
-        // SAFETY: this process has no other threads, and the heap is in order on both sides of a fork.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            // Both have what neither has written since, and the resident size of each has it.
-            checked_stats();
-            std::process::exit(0);
-        }
-        let mut status = 0;
-        // SAFETY: the status is written.
-        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-        assert_eq!(status, 0, "the child's parts add up");
+        // Both have what neither has written since, and the resident size of each has it.
+        run_forked(|| _ = checked_stats()).unwrap();
         checked_stats();
         black_box(run);
     });

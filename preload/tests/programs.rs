@@ -5,6 +5,8 @@ mod child;
 mod common;
 #[path = "../../tests/common/fork_storm.rs"]
 mod fork_storm;
+#[path = "../../tests/common/forked.rs"]
+mod forked;
 #[path = "../../tests/common/pattern.rs"]
 mod pattern;
 #[path = "../../tests/common/random.rs"]

@@ -1,17 +1,16 @@
 //! Forks while other threads allocate, and children that go on allocating.
 
+use super::forked::{CHILD_SECONDS, run_forked};
 use super::random::Random;
 use std::hint::black_box;
-use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::{env, io, thread};
+use std::{env, thread};
 
 const THREADS: usize = 8;
 /// What forks are asked for by default; the environment variable `PMA_TEST_FORKS` has another number.
 const FORKS: usize = 300;
-/// A child, or the whole storm, that takes longer hangs.
-const CHILD_SECONDS: u32 = 60;
+/// The whole storm may take so many seconds more for each.
 const FORK_SECONDS: u32 = 2;
 
 /// Sizes of blocks from all classes, and of runs.
@@ -56,36 +55,6 @@ fn be_a_child(number: usize) {
     blocks(number + 2);
 }
 
-/// Forks, has the child do `body`, and waits for it; `Err` says how it ended otherwise than well.
-fn fork(body: impl FnOnce() + std::panic::UnwindSafe) -> Result<(), String> {
-    // SAFETY: the child goes on in a copy of this thread, and ends without returning from here.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error().to_string()),
-        0 => {
-            // SAFETY: alarm and _exit have no preconditions.
-            unsafe {
-                libc::alarm(CHILD_SECONDS);
-                let ended_well = catch_unwind(body).is_ok();
-                libc::_exit(i32::from(!ended_well))
-            }
-        }
-        child => {
-            let mut status = 0;
-            // SAFETY: the status can be written.
-            let waited = unsafe { libc::waitpid(child, &mut status, 0) };
-            if waited != child {
-                Err(io::Error::last_os_error().to_string())
-            } else if libc::WIFSIGNALED(status) {
-                Err(format!("the child ended by signal {}", libc::WTERMSIG(status)))
-            } else if libc::WEXITSTATUS(status) != 0 {
-                Err(format!("the child ended with status {}", libc::WEXITSTATUS(status)))
-            } else {
-                Ok(())
-            }
-        }
-    }
-}
-
 /// Forks many times while threads allocate; parent, children and the children of some call `check` in between.
 pub fn storm(check: fn()) {
     let forks = match env::var("PMA_TEST_FORKS") {
@@ -101,12 +70,12 @@ pub fn storm(check: fn()) {
             scope.spawn(move || work(seed, exchange, blocks, stop));
         }
         let result = (0..forks).try_for_each(|number| {
-            fork(|| {
+            run_forked(|| {
                 check();
                 be_a_child(number);
                 check();
                 if number % 8 == 0 {
-                    fork(|| be_a_child(number + 1)).expect("a child has children");
+                    run_forked(|| be_a_child(number + 1)).expect("a child has children");
                 }
             })
             .map_err(|error| format!("fork {number}: {error}"))
