@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-/// Says which sections lie apart. Linkers other than LLD do not read such a script, or put constants among the code.
-const SCRIPT: &str = "text.ld";
+/// Says what is laid out where. Linkers other than LLD do not read such a script, or put constants among the code.
+const SCRIPT: &str = "layout.ld";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -19,6 +19,8 @@ fn main() {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-z,{option}");
     }
     if links_with_lld() {
+        // Each segment takes as few pages as it can.
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,separate-loadable-segments");
         println!("cargo::rustc-cdylib-link-arg=-T");
         println!("cargo::rustc-cdylib-link-arg={}/{SCRIPT}", required("CARGO_MANIFEST_DIR"));
     }

@@ -49,7 +49,8 @@ static HEAP: PageAllocator = PageAllocator::new();
 /// As the first ones, they are the last to run before a fork and the first after it, so those of other libraries may
 /// allocate. Whoever allocates before this function is called is served all the same.
 extern "C" fn start() {
-    let block = HEAP.malloc(1);
+    // As long as those of most programs: to free one touches a page of such blocks.
+    let block = HEAP.malloc(32);
     // SAFETY: the block is null or was just allocated.
     unsafe { HEAP.free(block) };
     // Who looks later may have to wait for the loader, and for a thread that opens a library and waits in turn.

@@ -68,6 +68,9 @@ pub(crate) fn look() -> u8 {
 /// Whether a library of the program, which is neither the one of C++ nor another allocator, has some of the operators: calls in
 /// there may lead to them.
 fn are_in_another_library(operators: &[&'static str]) -> bool {
+    if !has_cpp_library() {
+        return false;
+    }
     // SAFETY: the names end in zeros.
     let behind = |name: &str| library_of(unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) });
     let of_cpp = behind("_ZSt15get_new_handlerv\0");
@@ -79,6 +82,29 @@ fn are_in_another_library(operators: &[&'static str]) -> bool {
         .iter()
         .map(|name| behind(name))
         .any(|library| !library.is_null() && library != of_cpp && library != of_allocator)
+}
+
+/// Whether the program has the library of C++, as far as the loader found a function of it for this library. Where there is none,
+/// `dlsym` would allocate a message that says so.
+#[cfg(target_arch = "x86_64")]
+fn has_cpp_library() -> bool {
+    let function: *const c_void;
+    // SAFETY: this reads the address that the loader has written; zero if it found none, as the symbol is weak.
+    unsafe {
+        core::arch::asm!(
+            ".weak _ZSt15get_new_handlerv",
+            "mov {}, qword ptr [rip + _ZSt15get_new_handlerv@GOTPCREL]",
+            out(reg) function,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    !function.is_null()
+}
+
+/// There are no operators here that it matters for.
+#[cfg(not(target_arch = "x86_64"))]
+fn has_cpp_library() -> bool {
+    false
 }
 
 /// The function of the program that has this name, with a zero behind it; null if there is none.
