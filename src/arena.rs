@@ -179,6 +179,16 @@ impl Arena {
         self.begin_huge_pages_at(self.bytes, committed);
     }
 
+    /// Has the system use no huge pages any more, not for large runs either: then the `committed` bytes have one mapping but for
+    /// what was moved there. False if it used none.
+    pub(crate) fn do_without_huge_pages(&self, committed: usize) -> bool {
+        let had = self.huge_from.swap(usize::MAX, Relaxed) != usize::MAX;
+        if had {
+            self.advise_huge(0..committed, false);
+        }
+        had
+    }
+
     /// Has huge pages begin at the offset `start`, if they begin below, and the system use none any more from there to
     /// `end`, up to which memory is committed.
     fn begin_huge_pages_at(&self, start: usize, end: usize) {

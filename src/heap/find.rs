@@ -18,11 +18,12 @@
 use super::Heap;
 use crate::arena::HUGE_PAGE;
 use crate::expectation::MOST_TRUST;
-use crate::page_table::{Bin, Tag};
+use crate::page_table::{Bin, Mapping, Tag};
 use crate::runs::Runs;
 use crate::size_class::Geometry;
 use crate::sys::{self, resident};
 use crate::units::{ComponentIndex, PageCount, PageIndex};
+use core::sync::atomic::Ordering::Relaxed;
 
 /// The pages that are made sparse next are one part in so many of those that are.
 const STRETCH_SHARE: u32 = 8;
@@ -235,10 +236,21 @@ impl<G: Geometry> Heap<G> {
 
     /// Commits at least `more` pages above the frontier; false if that cannot be.
     pub(super) fn commit(&self, runs: &mut Runs, more: PageCount) -> bool {
-        let shift = self.geometry().page_shift();
         if more > runs.unadded() {
             return false;
         }
+        if self.try_to_commit(runs, more) {
+            return true;
+        }
+        // It may be that the process has all the mappings that it may have.
+        let is_mixed = runs.sparse_pages().0 > 0 || self.mapped(Mapping::Advised).load(Relaxed) > 0;
+        is_mixed
+            && self.arena.do_without_huge_pages(runs.frontier().get() * self.page_size())
+            && self.try_to_commit(runs, more)
+    }
+
+    fn try_to_commit(&self, runs: &mut Runs, more: PageCount) -> bool {
+        let shift = self.geometry().page_shift();
         let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));
         let Some(bytes) = committed else { return false };
         let added = PageCount(((bytes >> shift) as u32).min(runs.unadded().0));
