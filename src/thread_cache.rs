@@ -32,6 +32,7 @@ mod registry;
 mod runs;
 mod size;
 mod stacks;
+mod words;
 
 pub(crate) use idle::{take_from_all, take_from_some};
 pub(crate) use lifetime::{current_or_made, exit_key, make_another, retire};
@@ -68,6 +69,7 @@ pub(crate) use runs::{keep_run, make_way, take_run};
 use size::{ALIASING_SLOTS, USUAL_WORDS};
 use stacks::{Stacks, put_slots};
 use static_assertions::const_assert;
+use words::Words;
 
 const_assert!(size_of::<ThreadCache>() <= metadata::MOST); // else raise that
 
@@ -89,6 +91,8 @@ pub(crate) struct ThreadCache {
     #[cfg(not(feature = "hardened"))]
     kept: KeptRuns,
     shard: ShardIndex,
+    /// Where the stacks are from.
+    words: Words,
     /// Bytes of blocks that the stacks have slots for.
     slot_bytes: Cell<usize>,
     /// The most that may be, beyond the first few slots of each class.
@@ -137,6 +141,7 @@ const SENTINEL: Sentinel = Sentinel(ThreadCache {
     #[cfg(not(feature = "hardened"))]
     kept: KeptRuns::NONE,
     shard: ShardIndex(0),
+    words: Words::NONE,
     slot_bytes: Cell::new(0),
     most_bytes: 0,
     calls: Cell::new(0),

@@ -5,6 +5,7 @@ use super::registry::{CALLS, Registry, registry};
 use super::runs::KeptRuns;
 use super::size::CACHE_BYTES;
 use super::stacks::{Stacks, classes};
+use super::words::Words;
 use super::{ABSENT, EMPTY, Gate, ThreadCache, current};
 use crate::component::Family;
 use crate::decay;
@@ -43,6 +44,7 @@ impl ThreadCache {
             #[cfg(not(feature = "hardened"))]
             kept: KeptRuns::NONE,
             shard,
+            words: Words::NONE,
             slot_bytes: Cell::new(0),
             most_bytes,
             calls: Cell::new(CALLS.load(Relaxed)),
@@ -163,8 +165,10 @@ pub(crate) unsafe fn retire(cache: &ThreadCache, heap: &Heap<BuildGeometry>) {
     cache.alone(|| {
         for stacks in [&cache.local, &cache.remote] {
             stacks.flush(heap);
-            classes().for_each(|class| stacks.drop_words(class));
+            classes().for_each(|class| stacks.drop_words(class, &cache.words));
         }
+        // SAFETY: no stack has any words left.
+        unsafe { cache.words.free_chunks() };
         cache.give_up_runs(heap);
         // Behind the gate: whoever closes it finds the cache in the registry.
         // SAFETY: it was put there when it was made.

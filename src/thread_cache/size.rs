@@ -97,7 +97,7 @@ impl ThreadCache {
         if new > most
             || ((old != 0 || (more > EXEMPT_BYTES && self.component() == ComponentIndex::NONE))
                 && self.slot_bytes.get() + more > self.most_bytes.min(share()))
-            || !stacks.move_to(class, new)
+            || !stacks.move_to(class, new, &self.words)
         {
             return false;
         }
@@ -143,7 +143,7 @@ impl ThreadCache {
         if !slots.is_empty() {
             let bytes = (slots.len() + 2) * SizeClasses::BUILD.block(class);
             put_slots(heap, class, &mut slots[..used]);
-            stacks.drop_words(class);
+            stacks.drop_words(class, &self.words);
             stacks.held_then[class.get()].set(0);
             self.slot_bytes.set(self.slot_bytes.get() - bytes);
             debug_assert_eq!(self.slot_bytes.get(), self.bytes_of_slots());

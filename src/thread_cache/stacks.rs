@@ -4,12 +4,12 @@
 //! [take](super::raise) what lies at the bottom.
 
 use super::fast::{self, BOTTOM, FLAGS, LID, UNMARKED, mark};
+use super::words::Words;
 #[cfg(feature = "hardened")]
 use crate::hardened;
 #[cfg(not(feature = "hardened"))]
 use crate::heap::Block;
 use crate::heap::Heap;
-use crate::metadata;
 #[cfg(not(feature = "hardened"))]
 use crate::page_table::Contents;
 #[cfg(not(feature = "hardened"))]
@@ -197,10 +197,10 @@ impl Stacks {
         self.top(class).store(unsafe { start.add(used) }, Relaxed);
     }
 
-    /// Moves the stack of a class to `len` words, at least as many as it has.
-    pub(super) fn move_to(&self, class: ClassIndex, len: usize) -> bool {
-        let Some(new) = metadata::alloc(len * size_of::<usize>()) else { return false };
-        let new = new.cast::<usize>().as_ptr();
+    /// Moves the stack of a class to `len` of the cache's words, at least as many as it has.
+    pub(super) fn move_to(&self, class: ClassIndex, len: usize, words: &Words) -> bool {
+        let Some(new) = words.alloc(len) else { return false };
+        let new = new.as_ptr();
         let (old, used) = self.slots(class);
         // SAFETY: the new words are zeroed, so no free slot holds `LID`; the slots in use fit.
         unsafe {
@@ -208,7 +208,7 @@ impl Stacks {
             new.add(len - 1).write(LID);
             new.add(1).copy_from_nonoverlapping(old.as_ptr(), used);
         }
-        self.drop_words(class);
+        self.drop_words(class, words);
         self.starts[class.get()].store(new.cast(), Relaxed);
         self.lens[class.get()].store(len as u16, Relaxed);
         self.set_used(class, used);
@@ -227,13 +227,13 @@ impl Stacks {
     }
 
     /// Gives the words of a class back, whatever is in them.
-    pub(super) fn drop_words(&self, class: ClassIndex) {
+    pub(super) fn drop_words(&self, class: ClassIndex, words: &Words) {
         let (start, len) = self.words(class);
         self.top(class).store(&raw const NO_STACK as *mut AtomicUsize, Relaxed);
         self.lens[class.get()].store(0, Relaxed);
         if let Some(start) = NonNull::new(start.cast()) {
             // SAFETY: the words were allocated with this length, and nothing leads to them any more.
-            unsafe { metadata::free(start, len * size_of::<usize>()) };
+            unsafe { words.free(start, len) };
         }
         self.starts[class.get()].store(ptr::null_mut(), Relaxed);
     }
