@@ -41,7 +41,13 @@ static POOL: Lock<Pool> = Lock::new(Pool {
 pub(crate) type Mappings = [(usize, usize); MOST_MAPPINGS];
 
 fn index_of(bytes: usize) -> usize {
-    (bytes.max(LEAST).next_power_of_two() / LEAST).ilog2() as usize
+    (usable_size(bytes) / LEAST).ilog2() as usize
+}
+
+/// The bytes that a piece of `bytes` bytes has room for.
+pub(crate) const fn usable_size(bytes: usize) -> usize {
+    let bytes = bytes.next_power_of_two();
+    if bytes < LEAST { LEAST } else { bytes }
 }
 
 /// `bytes` bytes of zeros, aligned to their power of two or to an OS page, whichever is less; `None` when the

@@ -123,11 +123,14 @@ fn create<'a>(
     shard: impl FnOnce(&mut Registry) -> ShardIndex,
 ) -> Option<&'a ThreadCache> {
     let piece = metadata::alloc(size_of::<ThreadCache>())?.cast::<ThreadCache>();
+    let rest = metadata::usable_size(size_of::<ThreadCache>()) - size_of::<ThreadCache>();
     let mut registry = registry();
     let shard = shard(&mut registry);
-    // SAFETY: the piece is long enough, and aligned, as it is larger than the alignment. `retire` takes it out.
+    // SAFETY: the piece is long enough, and aligned, as it is larger than the alignment; what is behind the cache is zeros.
+    // `retire` takes it out.
     unsafe {
         piece.write(ThreadCache::new(heap, shard, most_bytes));
+        piece.as_ref().words.begin_with(piece.add(1).cast(), rest / size_of::<usize>());
         registry.insert(piece.as_ref());
         Some(piece.as_ref())
     }

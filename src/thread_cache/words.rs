@@ -1,6 +1,7 @@
 //! Words for the stacks of one cache.
 //!
-//! Short pieces are cut from chunks that the cache has to itself, and stay with it until its thread ends. A thread that uses
+//! Short pieces are cut from what is left behind the cache itself, then from chunks of its own, which stay with it until its
+//! thread ends. A thread that uses
 //! many classes a little, as most do that come and go, so asks for memory a few times instead of once for each: that is
 //! a lock, and cache lines that another processor had last.
 
@@ -26,7 +27,7 @@ type Link = Option<NonNull<usize>>;
 #[derive(Debug)]
 pub(super) struct Words {
     chunks: Cell<Link>,
-    /// The end of the first chunk that was never used, and its words.
+    /// Words that were never used.
     unused: Cell<Link>,
     unused_words: Cell<usize>,
     /// Pieces given back, by length.
@@ -63,6 +64,18 @@ impl Words {
         free: [const { Cell::new(None) }; LENGTHS],
     };
 
+    /// Begins with these words, which are no chunk.
+    ///
+    /// # Safety
+    /// `start` leads to so many words, all zero, that begin a cache line, and that nothing else uses as long as this is used.
+    pub(super) unsafe fn begin_with(&self, start: NonNull<usize>, words: usize) {
+        debug_assert!(
+            self.unused.get().is_none() && start.addr().get().is_multiple_of(LEAST * size_of::<usize>())
+        );
+        self.unused.set(Some(start));
+        self.unused_words.set(words);
+    }
+
     /// The words that a piece of at least `len` has, and its list.
     fn piece_of(&self, len: usize) -> (usize, &Cell<Link>) {
         let words = len.next_power_of_two().max(LEAST);
@@ -92,7 +105,7 @@ impl Words {
         }
         let piece = self.unused.get()?;
         self.unused_words.set(self.unused_words.get() - words);
-        // SAFETY: the chunk has as many words left.
+        // SAFETY: there are as many words.
         self.unused.set(Some(unsafe { piece.add(words) }));
         Some(piece)
     }
