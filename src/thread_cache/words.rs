@@ -1,9 +1,8 @@
 //! Words for the stacks of one cache.
 //!
 //! Short pieces are cut from what is left behind the cache itself, then from chunks of its own, which stay with it until its
-//! thread ends. A thread that uses
-//! many classes a little, as most do that come and go, so asks for memory a few times instead of once for each: that is
-//! a lock, and cache lines that another processor had last.
+//! thread ends. So a thread that uses many classes a little, as most do that come and go, asks for memory a few times instead
+//! of once for each: that is a lock, and cache lines that another processor had last.
 
 use crate::metadata;
 use core::cell::Cell;
