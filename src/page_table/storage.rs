@@ -92,7 +92,7 @@ impl<G: Geometry> PageTable<G> {
     ///
     /// # Safety
     /// `storage` leads to [`PageTable::storage`] bytes of zeros, aligned to 8, that nothing else uses for as long
-    /// as the table or the index is in use. For one class and shard there is one [`Bin`] only.
+    /// as the table or the index is in use. For one class and shard there is one [`Bin`](super::Bin) only.
     pub unsafe fn new(
         geometry: G,
         base: usize,
