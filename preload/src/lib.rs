@@ -49,7 +49,7 @@ static HEAP: PageAllocator = PageAllocator::new();
 /// As the first ones, they are the last to run before a fork and the first after it, so those of other libraries may
 /// allocate. Whoever allocates before this function is called is served all the same.
 extern "C" fn start() {
-    // As long as those of most programs: to free one touches a page of such blocks.
+    // To free a block touches it: this one lies in a page that most programs use.
     let block = HEAP.malloc(32);
     // SAFETY: the block is null or was just allocated.
     unsafe { HEAP.free(block) };

@@ -84,8 +84,8 @@ fn are_in_another_library(operators: &[&'static str]) -> bool {
         .any(|library| !library.is_null() && library != of_cpp && library != of_allocator)
 }
 
-/// Whether the program has the library of C++, as far as the loader found a function of it for this library. Where there is none,
-/// `dlsym` would allocate a message that says so.
+/// Whether the loader, when it loaded this library, found a function of the C++ library. Where there is none, `dlsym` would
+/// allocate a message that says so.
 #[cfg(target_arch = "x86_64")]
 fn has_cpp_library() -> bool {
     let function: *const c_void;
