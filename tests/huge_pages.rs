@@ -35,6 +35,15 @@ fn has_huge_pages() -> bool {
     enabled.contains("[madvise]") || enabled.contains("[always]")
 }
 
+/// Whether a test is skipped, as the system has no transparent huge pages, or else if it is not for this heap; says so.
+fn is_skipped(not_for_this_heap: bool) -> bool {
+    let skipped = !has_huge_pages() || not_for_this_heap;
+    if skipped {
+        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+    }
+    skipped
+}
+
 /// Page faults of writing to every OS page of a large vector.
 fn faults_of_a_large_array(bytes: usize) -> i64 {
     let faults = page_faults();
@@ -46,8 +55,7 @@ fn faults_of_a_large_array(bytes: usize) -> i64 {
 
 #[test]
 fn a_large_array_costs_few_page_faults_unless_huge_pages_are_turned_off() {
-    if !has_huge_pages() {
-        eprintln!("skipped: this system has no transparent huge pages");
+    if is_skipped(false) {
         return;
     }
     let output = in_child(|_| (), || println!("faults: {}", faults_of_a_large_array(1024 * MIB)));
@@ -90,8 +98,7 @@ fn zeroed_memory_of_which_little_is_used_stays_small() {
 
 #[test]
 fn huge_pages_are_refused_where_they_are_not_asked_for() {
-    if !has_huge_pages() {
-        eprintln!("skipped: this system has no transparent huge pages");
+    if is_skipped(false) {
         return;
     }
     // A system that uses huge pages always, too, uses none for what has the flag `nh`.
@@ -172,8 +179,7 @@ fn runs_aligned_to_more_than_their_length_do_not_have_what_lies_between_them() {
 
 #[test]
 fn runs_that_fill_a_small_part_of_their_page_do_not_have_the_rest_of_it() {
-    if !has_huge_pages() || cfg!(feature = "hardened") {
-        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+    if is_skipped(cfg!(feature = "hardened")) {
         return;
     }
     let output = in_child(
@@ -233,8 +239,7 @@ fn beyond_where_huge_pages_begin() -> Vec<Vec<u8>> {
 /// A program that reserves room, and may never use it.
 #[test]
 fn large_blocks_of_which_little_is_touched_have_little_memory() {
-    if !has_huge_pages() {
-        eprintln!("skipped: this system has no transparent huge pages");
+    if is_skipped(false) {
         return;
     }
     let output = in_child(
@@ -268,8 +273,7 @@ fn large_blocks_of_which_little_is_touched_have_little_memory() {
 #[test]
 fn large_blocks_that_are_filled_have_huge_pages() {
     // A hardened heap divides the next page while blocks of the one before, chosen by chance, are not used yet.
-    if !has_huge_pages() || cfg!(feature = "hardened") {
-        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+    if is_skipped(cfg!(feature = "hardened")) {
         return;
     }
     let output = in_child(
@@ -297,8 +301,7 @@ fn hardly_used(count: usize, bytes: usize) -> Vec<Vec<u8>> {
 
 #[test]
 fn runs_of_which_little_is_touched_have_little_memory() {
-    if !has_huge_pages() || cfg!(feature = "hardened") {
-        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+    if is_skipped(cfg!(feature = "hardened")) {
         return;
     }
     for (count, bytes) in cases(&[(2_000, 40_000), (1_000, 256 << 10), (300, 1_000_000), (100, 3 * MIB)]) {
@@ -328,8 +331,7 @@ fn runs_of_which_little_is_touched_have_little_memory() {
 /// A program that reserves the most that it may need.
 #[test]
 fn long_runs_of_which_the_beginning_is_touched_have_little_memory() {
-    if !has_huge_pages() {
-        eprintln!("skipped: this system has no transparent huge pages");
+    if is_skipped(false) {
         return;
     }
     let output = in_child(
@@ -353,8 +355,7 @@ fn long_runs_of_which_the_beginning_is_touched_have_little_memory() {
 
 #[test]
 fn runs_that_are_filled_have_huge_pages() {
-    if !has_huge_pages() || cfg!(feature = "hardened") {
-        eprintln!("skipped: this system has no transparent huge pages, or the heap is hardened");
+    if is_skipped(cfg!(feature = "hardened")) {
         return;
     }
     for (count, bytes) in cases(&[(2_000, 40_000), (1_000, 256 << 10), (300, 1_000_000), (100, 3 * MIB)]) {
@@ -414,8 +415,7 @@ fn large_blocks_and_small_ones_use_the_memory_that_the_others_had() {
 
 #[test]
 fn a_run_where_large_blocks_were_has_huge_pages_as_long_as_it_lives() {
-    if !has_huge_pages() {
-        eprintln!("skipped: this system has no transparent huge pages");
+    if is_skipped(false) {
         return;
     }
     let heap = HeapOptions::new().capacity(64 * MIB).build().unwrap();
