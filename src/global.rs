@@ -112,9 +112,9 @@ impl PageAllocator {
     /// Blocks of more than an OS page are left out, unless the program is seen to touch them as a whole, and so are those of
     /// components: what is not touched of a huge page would be resident.
     ///
-    /// So are runs below 4 MiB, 16 if they are to be zeroed, unless others of about their length are seen to be touched to the half. Of longer ones, which
-    /// are expected to be used whole, each part that is touched may have up to 2 MiB of memory. Those of
-    /// 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
+    /// So are runs below 4 MiB, 16 if they are to be zeroed, unless others of about their length are seen to be touched to the half. Of longer ones
+    /// the first 1 to 3 MiB are left out, unless others are seen to be touched there; behind that, each part that is touched may have
+    /// up to 2 MiB of memory. Those of 16 MiB and more that are to be zeroed are left out while their memory is fresh from the system: who
     /// asks for so many zeros may mean to use only a few of them.
     ///
     /// ```

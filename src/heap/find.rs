@@ -7,8 +7,8 @@
 //!
 //! But programs that fill their blocks go faster with huge pages. So a page of large blocks that had no memory when it
 //! was divided is looked at when the next one is: if nearly all of it was touched, the next ones are dense, as all others.
-//! Runs of up to a megabyte are treated alike, by their lengths, and longer ones that are not large have mappings of their
-//! own instead: one that had no memory when it was handed out tells when it is freed, or when the next one gets memory
+//! Runs of up to a megabyte are treated alike, by their lengths, and longer ones have mappings of their own instead, large
+//! ones for their beginnings: one that had no memory when it was handed out tells when it is freed, or when the next one gets memory
 //! anew. How long that holds is said in `expectation.rs`.
 //! The pages of components are sparse in any case: of many parts each has pages that are not full. So are runs that are
 //! aligned to more than their length: what lies between them may stay free.
@@ -249,6 +249,7 @@ impl<G: Geometry> Heap<G> {
             && self.try_to_commit(runs, more)
     }
 
+    /// [`commit`](Self::commit), if the system grants it at once.
     fn try_to_commit(&self, runs: &mut Runs, more: PageCount) -> bool {
         let shift = self.geometry().page_shift();
         let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));

@@ -88,7 +88,8 @@ impl Words {
         }
         let (words, list) = self.piece_of(len);
         // SAFETY: pieces in the list are nobody's.
-        if let Some(piece) = unsafe { pop(list) } {
+        let given_back = unsafe { pop(list) };
+        if let Some(piece) = given_back {
             // SAFETY: the piece is the caller's to be, and so long.
             unsafe { piece.write_bytes(0, words) };
             return Some(piece);
@@ -144,17 +145,26 @@ mod tests {
     use std::collections::BTreeMap;
     use std::vec::Vec;
 
+    /// The words of a piece.
+    fn all<'a>(piece: NonNull<usize>, len: usize) -> &'a mut [usize] {
+        // SAFETY: the test has the piece, which is as long, and uses one of these at a time.
+        unsafe { core::slice::from_raw_parts_mut(piece.as_ptr(), len) }
+    }
+
     /// Pieces of all lengths, some of which go back in between; each is written to as long as it is in use.
     #[test]
     fn pieces_are_zeroed_and_nobody_elses() {
-        let words = Words::NONE;
+        #[repr(align(64))]
+        struct Lines([usize; 5 * LEAST]);
+        let mut first = Lines([0; 5 * LEAST]);
+        let (words, start) = (Words::NONE, NonNull::from(&mut first.0).cast());
+        // SAFETY: these words are used by nothing else.
+        unsafe { words.begin_with(start, 5 * LEAST) };
         let mut in_use: BTreeMap<usize, (NonNull<usize>, usize)> = BTreeMap::new();
         for number in 1..2_000 {
             let len = [4, 8, 16, 32, 64, 512][number * 7 % 6];
             let piece = words.alloc(len).unwrap();
-            // SAFETY: the pieces are as long as they were asked to be.
-            let all =
-                |piece: NonNull<usize>, len| unsafe { core::slice::from_raw_parts_mut(piece.as_ptr(), len) };
+            assert!(number > 1 || piece == start);
             assert!(all(piece, len).iter().all(|&word| word == 0));
             let start = piece.addr().get();
             let before = in_use.range(..start).next_back();
