@@ -318,7 +318,7 @@ impl Stats {
         (summary.cached_blocks, summary.cached_bytes) = (blocks, bytes);
         summary.live_blocks -= blocks;
         summary.live_bytes -= bytes;
-        summary.table_bytes += metadata::mapped_bytes();
+        summary.add_tables_beside_the_page_table();
     }
 
     /// Sums up the parts of the resident size, and what remains of it.

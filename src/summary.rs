@@ -121,12 +121,18 @@ impl Summary {
         self.cached_bytes = bytes.min(self.live_bytes);
         self.live_blocks -= self.cached_blocks;
         self.live_bytes -= self.cached_bytes;
+        self.add_tables_beside_the_page_table();
+        self
+    }
+
+    /// Counts the tables that only the process heap has.
+    #[cfg(feature = "os")]
+    pub(crate) fn add_tables_beside_the_page_table(&mut self) {
         self.table_bytes += metadata::mapped_bytes();
         #[cfg(feature = "hardened")]
         {
             self.table_bytes += crate::hardened::table_bytes(self.committed_bytes);
         }
-        self
     }
 }
 

@@ -1,5 +1,6 @@
-//! Freed runs that a thread keeps for itself: free to all who look, at hand for the thread, and nobody's loss.
-#![cfg(not(feature = "hardened"))]
+//! Freed runs that a thread keeps for itself: free to all who look, at hand for the thread, and nobody's loss. Where pages for
+//! samples lie among them, runs have other places.
+#![cfg(not(any(feature = "hardened", feature = "profile")))]
 
 use page_memory_allocator::size_class::built;
 use page_memory_allocator::{Component, PageAllocator};

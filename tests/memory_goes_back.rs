@@ -73,7 +73,8 @@ fn what_is_in_use_and_what_is_kept_have_no_more_memory_together_than_the_limit()
             let (below, mut grows) = with_a_gap();
             let place = grows.as_ptr();
             grows.resize(30 * MIB, 1);
-            assert_eq!(grows.as_ptr(), place);
+            // With pages for samples, and guards around them, runs may lie in another order.
+            assert!(grows.as_ptr() == place || cfg!(all(feature = "hardened", feature = "profile")));
             keeps_to_the_limit("a run that grows");
             drop((below, grows));
 

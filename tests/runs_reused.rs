@@ -1,5 +1,6 @@
-//! Runs of pages that are freed and taken again: their memory is at hand. In a hardened heap they wait for others first.
-#![cfg(not(feature = "hardened"))]
+//! Runs of pages that are freed and taken again: their memory is at hand. In a hardened heap they wait for others first, and
+//! a sample may take a page where the run was.
+#![cfg(not(any(feature = "hardened", feature = "profile")))]
 
 use page_memory_allocator::PageAllocator;
 use std::alloc::{Layout, alloc, dealloc};

@@ -78,6 +78,11 @@ pub fn in_child<F: FnOnce()>(prepare: impl FnOnce(&mut Command), body: F) -> Out
         .env(CHILD, "1")
         .env(CASE, AT.get().to_string())
         .stdin(Stdio::null());
+    if cfg!(feature = "profile") {
+        // A sampled block lies in another page than its neighbours, and what samples need comes whenever one is taken: tests
+        // of the profile ask for them.
+        command.env("PMA_PROFILE_BYTES", "1000G");
+    }
     prepare(&mut command);
     let output = command.output().expect("the test binary can be started");
     // It would have done nothing, and ended well.
