@@ -88,6 +88,7 @@ impl Component {
 
     /// The most bytes that the component may hold. Allocations beyond that are refused: they return null, which most
     /// collections answer by `handle_alloc_error`.
+    #[must_use]
     pub const fn limit(mut self, bytes: usize) -> Component {
         self.limit = Some(bytes);
         self
@@ -113,6 +114,7 @@ impl Component {
     ///     assert!(HELD.load(Ordering::Relaxed) >= held.len());
     /// }
     /// ```
+    #[must_use]
     pub const fn soft_limit(mut self, bytes: usize, listener: SoftLimitListener) -> Component {
         self.soft_limit = Some((bytes, listener));
         self

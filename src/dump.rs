@@ -77,12 +77,14 @@ impl DumpOptions {
     }
 
     /// What is shown of the page table.
+    #[must_use]
     pub const fn view(mut self, view: View) -> DumpOptions {
         self.view = view;
         self
     }
 
     /// Whether the [`Stats`] stand above it.
+    #[must_use]
     pub const fn sums(mut self, sums: bool) -> DumpOptions {
         self.sums = sums;
         self

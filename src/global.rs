@@ -88,6 +88,7 @@ impl PageAllocator {
     ///
     /// It goes back a little at a time, when some thread comes by a slow path. In a process in which nobody allocates it
     /// therefore stays, unless there is a [background thread](Self::background_purge).
+    #[must_use]
     pub const fn purge_after_ms(mut self, milliseconds: u32) -> PageAllocator {
         self.options.purge_after_ms = if milliseconds == u32::MAX { None } else { Some(milliseconds) };
         self
@@ -101,6 +102,7 @@ impl PageAllocator {
     /// It also takes the blocks that wait in the caches of sleeping threads, as [`purge`](Self::purge) does, once their
     /// threads have not touched them for one to two periods. Once it sleeps, blocks that a thread frees without a slow path stay
     /// in its cache.
+    #[must_use]
     pub const fn background_purge(mut self, thread: bool) -> PageAllocator {
         self.options.background_purge = thread;
         self
@@ -128,6 +130,7 @@ impl PageAllocator {
     ///     assert_eq!(small_in_a_container.len(), 1 << 20);
     /// }
     /// ```
+    #[must_use]
     pub const fn huge_pages(mut self, huge_pages: bool) -> PageAllocator {
         self.options.huge_pages = huge_pages;
         self
@@ -146,6 +149,7 @@ impl PageAllocator {
     /// at least, so with little more than a page hardly anything is served. With the feature `profile`, one page for
     /// each size class is in use from the beginning, for the blocks that are sampled, unless all of these would be more than a
     /// sixteenth of the limit; those without a block are given up when others are wanted, or all is purged.
+    #[must_use]
     pub const fn limit(mut self, bytes: usize) -> PageAllocator {
         self.options.limit = bytes;
         self
@@ -175,6 +179,7 @@ impl PageAllocator {
     ///     assert!(guarded.live_blocks > 0 && guarded.live_bytes < blocks.len() * 3000);
     /// }
     /// ```
+    #[must_use]
     pub const fn guard_sample(mut self, n: u32) -> PageAllocator {
         self.options.guard_sample = n;
         self
@@ -196,6 +201,7 @@ impl PageAllocator {
     /// }
     /// ```
     #[cfg(feature = "hardened")]
+    #[must_use]
     pub const fn zero_on_free(mut self, zero: bool) -> PageAllocator {
         self.options.zero_on_free = zero;
         self
@@ -225,6 +231,7 @@ impl PageAllocator {
     ///     assert!(REFUSED.load(Ordering::Relaxed));
     /// }
     /// ```
+    #[must_use]
     pub const fn on_out_of_memory(mut self, hook: OutOfMemory) -> PageAllocator {
         self.out_of_memory = Some(hook);
         self

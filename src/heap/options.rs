@@ -66,18 +66,21 @@ impl HeapOptions {
     }
 
     /// Bytes of address space to reserve: a multiple of the page size. They cost memory only once they are used.
+    #[must_use]
     pub const fn capacity(mut self, bytes: usize) -> HeapOptions {
         self.capacity = bytes;
         self
     }
 
     /// Bytes in a page: a power of two from 512 to 1 MiB.
+    #[must_use]
     pub const fn page_size(mut self, bytes: usize) -> HeapOptions {
         self.page_size = bytes;
         self
     }
 
     /// The sizes that pages are divided into; those above half a page are left out.
+    #[must_use]
     pub const fn classes(mut self, classes: &'static SizeClasses) -> HeapOptions {
         self.classes = classes;
         self
