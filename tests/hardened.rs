@@ -147,14 +147,19 @@ fn a_block_resized_without_its_layout_after_it_was_freed_is_seen_at_the_call() {
 
 #[test]
 fn a_write_to_a_freed_block_is_found_when_it_is_handed_out() {
-    for (size, at) in cases(&[(768, 0), (768, 9), (768, 127), (104, 103), (40, 39), (8, 7)]) {
+    // Of two words the same is written to: together they are no less than one.
+    let written =
+        [(768, 0, 1), (768, 9, 1), (768, 127, 1), (768, 8, 16), (104, 103, 1), (40, 39, 1), (8, 7, 1)];
+    for (size, at, bytes) in cases(&written) {
         let write = || {
             let layout = Layout::from_size_align(size, 8).unwrap();
             let block = alloc(layout);
             // SAFETY: none for the write.
             unsafe {
                 free(block, layout);
-                block.add(at).write_volatile(1);
+                for at in at..at + bytes {
+                    block.add(at).write_volatile(1);
+                }
             }
             (0..20_000).for_each(|_| _ = black_box(alloc(layout)));
             survived();

@@ -87,6 +87,11 @@ fn checked_stats() -> Stats {
         assert!(known <= class.resident_bytes, "{class:?}");
     }
     assert!(stats.least_asked_bytes() <= stats.live_bytes());
+    let (tables, committed) = (stats.summary.table_bytes, stats.summary.committed_bytes);
+    assert!(
+        (parts.table_bytes + parts.cache_bytes..committed / 4 + MIB).contains(&tables),
+        "{tables} of {committed}"
+    );
     stats
 }
 
