@@ -361,6 +361,43 @@ fn groups_come_and_go() {
 }
 
 #[test]
+fn the_last_page_of_a_group_is_a_guard_from_the_first_that_is_divided_to_the_last() {
+    const GROUP: usize = 16 * built::PAGE_SIZE;
+    let output = in_child(
+        |_| (),
+        || {
+            // Two to a page.
+            let block = Layout::new::<[u8; built::PAGE_SIZE / 2]>();
+            let mut blocks: Vec<_> = (0..4 * GROUP / block.size()).map(|_| alloc(block)).collect();
+            // The newest page is in the middle of its group, the number of which is even.
+            while !(GROUP / 4..GROUP / 2).contains(&(blocks.iter().max().unwrap().addr() % (2 * GROUP))) {
+                blocks.push(alloc(block));
+            }
+            blocks.sort_unstable();
+            let newest = *blocks.last().unwrap();
+            let its_group = newest.wrapping_sub(newest.addr() % GROUP);
+            assert_eq!(can_be_touched(its_group.wrapping_add(GROUP - 1)), !HARDENED);
+
+            // Of the groups that become free, the first is the one behind it in a pair of them; the other stays.
+            let first_free = its_group.addr() - 3 * GROUP;
+            // From above, but for one page: those next to the guards do not go last.
+            let mut freed = blocks.split_off(blocks.partition_point(|block| block.addr() < first_free));
+            freed.rotate_left(10);
+            while let Some(freed) = freed.pop() {
+                // SAFETY: the block is live.
+                unsafe { free(freed, block) };
+                HEAP.purge();
+            }
+            let pages = (newest.addr() - first_free) / built::PAGE_SIZE - 2;
+            let long = (0..100).map(|_| alloc(run(pages)).addr()).find(|&long| long >= first_free).unwrap();
+            assert_eq!(long, first_free, "a guard was left behind");
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
+}
+
+#[test]
 fn guards_of_an_old_system_leave_mappings_to_the_program() {
     let output = in_child(
         |command| system_is_old(command, true),
