@@ -280,6 +280,12 @@ fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
 fn runs_come_and_go() {
     let mut random = 7_u64;
     let mut live: Vec<(*mut u8, usize)> = Vec::new();
+    let ends = |&(start, pages): &(*mut u8, usize)| {
+        [start.wrapping_sub(1), start.wrapping_add(run(pages).size())].map(<*mut u8>::cast_const)
+    };
+    // Between the runs, pages of blocks, which have no guards of their own.
+    let block = Layout::new::<[u8; built::PAGE_SIZE / 2]>();
+    let mut blocks: Vec<*mut u8> = Vec::new();
     for _ in 0..4_000 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let (pages, at) = (1 + (random >> 40) as usize % 24, (random >> 20) as usize % 32);
@@ -301,12 +307,15 @@ fn runs_come_and_go() {
                 let other = 1 + (random >> 50) as usize % 40;
                 live.push((HEAP.realloc(start, run(pages), run(other).size()), other));
             }
+            match (random >> 33) as usize % 64 {
+                at if at < blocks.len() => free(blocks.swap_remove(at), block),
+                _ => blocks.push(alloc(block)),
+            }
         }
+        let newest = live.last().unwrap();
+        assert!(!HARDENED || !ends(newest).into_iter().any(can_be_touched), "{newest:?}");
     }
-    let around = live
-        .iter()
-        .flat_map(|&(start, pages)| [start.wrapping_sub(1), start.wrapping_add(run(pages).size())]);
-    let touched: Vec<_> = around.filter(|&page| can_be_touched(page)).collect();
+    let touched: Vec<_> = live.iter().flat_map(ends).filter(|&end| can_be_touched(end)).collect();
     assert_eq!(touched.is_empty(), HARDENED, "{touched:?}");
     HEAP.check().unwrap();
 }
@@ -451,6 +460,24 @@ fn a_run_that_was_freed_is_not_the_next() {
     before.sort_unstable();
     before.dedup();
     assert!(before.len() < 12, "{} places", before.len());
+}
+
+#[test]
+fn no_more_than_64_pages_wait() {
+    let output = in_child(
+        |_| (),
+        || {
+            let runs: Vec<_> = (0..20).map(|_| alloc(run(15))).collect();
+            let last = *runs.iter().max().unwrap();
+            // So long that it has room in the place of three of them; there is none below.
+            let long = run(3 * 15);
+            assert!((0..100).any(|_| alloc(long) > last));
+            // SAFETY: the runs are live.
+            runs.iter().for_each(|&freed| unsafe { free(freed, run(15)) });
+            assert!(alloc(long) < last);
+        },
+    );
+    assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
 }
 
 #[test]
