@@ -512,8 +512,8 @@ fn a_run_that_waits_is_known_to_be_free() {
     died(&in_child(|_| (), twice), libc::SIGABRT, "freed a pointer into a page that is not in use");
 }
 
-/// What is left of blocks and runs of so many bytes that are filled with 0xAA and freed.
-fn left_of_freed(sizes: &[usize]) -> usize {
+/// What is left of blocks and runs of so many bytes that are filled with 0xAA, `locked` in memory if so wanted, and freed.
+fn left_of_freed(sizes: &[usize], locked: bool) -> usize {
     let mut left = 0;
     for &bytes in sizes {
         let layout = Layout::from_size_align(bytes, 8).unwrap();
@@ -521,6 +521,7 @@ fn left_of_freed(sizes: &[usize]) -> usize {
         // SAFETY: none for the reads, which see what others would see that hold a dangling pointer.
         unsafe {
             block.write_bytes(0xAA, bytes);
+            assert!(!locked || libc::mlock(block.cast(), bytes) == 0);
             free(block, layout);
             left += (8..bytes).filter(|&at| block.add(at).read_volatile() != 0).count();
         }
@@ -530,13 +531,14 @@ fn left_of_freed(sizes: &[usize]) -> usize {
 
 #[test]
 fn all_of_what_is_freed_is_zeroed_if_that_is_wanted() {
-    for zero in ["1", "0"] {
+    // The system takes no memory back that is locked.
+    for (zero, locked) in cases(&[("1", false), ("1", true), ("0", false)]) {
         let output = in_child(
             |command| {
                 command.env("PMA_ZERO_ON_FREE", zero);
             },
             || {
-                let left = left_of_freed(&[8, 24, 100, 128, 1_000, 30_000, 70_000, 900_000]);
+                let left = left_of_freed(&[8, 24, 100, 128, 1_000, 30_000, 70_000, 900_000], locked);
                 println!("left: {left}");
             },
         );
