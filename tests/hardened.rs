@@ -231,6 +231,17 @@ unsafe extern "C" fn madvise(start: *mut c_void, bytes: usize, advice: c_int) ->
     }
 }
 
+/// Runs `body` where the system notes guards in its page table, and where it does not.
+fn on_either_system<F: FnOnce() + Copy>(body: F) {
+    for old in cases(&[false, true]) {
+        let output = in_child(|command| system_is_old(command, old), body);
+        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
+    }
+}
+
+/// Bytes of a group of pages, the last of which is a guard.
+const GROUP: usize = 16 * built::PAGE_SIZE;
+
 /// A run of so many pages.
 fn run(pages: usize) -> Layout {
     Layout::from_size_align(pages * built::PAGE_SIZE, 1).unwrap()
@@ -269,55 +280,49 @@ fn what_lies_behind_a_run_that_grew_and_shrank_cannot_be_touched() {
 }
 
 #[test]
-#[allow(clippy::redundant_closure)] // its type tells the test's name
 fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
-    for old in cases(&[false, true]) {
-        let output = in_child(|command| system_is_old(command, old), || runs_come_and_go());
-        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
-    }
-}
-
-fn runs_come_and_go() {
-    let mut random = 7_u64;
-    let mut live: Vec<(*mut u8, usize)> = Vec::new();
-    let ends = |&(start, pages): &(*mut u8, usize)| {
-        [start.wrapping_sub(1), start.wrapping_add(run(pages).size())].map(<*mut u8>::cast_const)
-    };
-    // Between the runs, pages of blocks, which have no guards of their own.
-    let block = Layout::new::<[u8; built::PAGE_SIZE / 2]>();
-    let mut blocks: Vec<*mut u8> = Vec::new();
-    for _ in 0..4_000 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let (pages, at) = (1 + (random >> 40) as usize % 24, (random >> 20) as usize % 32);
-        // SAFETY: runs are live, and freed with their layouts.
-        unsafe {
-            if at < live.len() {
-                let (start, pages) = live.swap_remove(at);
-                free(start, run(pages));
+    on_either_system(|| {
+        let mut random = 7_u64;
+        let mut live: Vec<(*mut u8, usize)> = Vec::new();
+        let ends = |&(start, pages): &(*mut u8, usize)| {
+            [start.wrapping_sub(1), start.wrapping_add(run(pages).size())].map(<*mut u8>::cast_const)
+        };
+        // Between the runs, pages of blocks, which have no guards of their own.
+        let block = Layout::new::<[u8; built::PAGE_SIZE / 2]>();
+        let mut blocks: Vec<*mut u8> = Vec::new();
+        for _ in 0..4_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (pages, at) = (1 + (random >> 40) as usize % 24, (random >> 20) as usize % 32);
+            // SAFETY: runs are live, and freed with their layouts.
+            unsafe {
+                if at < live.len() {
+                    let (start, pages) = live.swap_remove(at);
+                    free(start, run(pages));
+                }
+                let start =
+                    if random.is_multiple_of(3) { HEAP.alloc_zeroed(run(pages)) } else { alloc(run(pages)) };
+                for at in (0..pages * built::PAGE_SIZE).step_by(4_096) {
+                    assert!(!random.is_multiple_of(3) || start.add(at).read_volatile() == 0);
+                    start.add(at).write_volatile(1);
+                }
+                live.push((start, pages));
+                if random.is_multiple_of(7) {
+                    let (start, pages) = live.pop().unwrap();
+                    let other = 1 + (random >> 50) as usize % 40;
+                    live.push((HEAP.realloc(start, run(pages), run(other).size()), other));
+                }
+                match (random >> 33) as usize % 64 {
+                    at if at < blocks.len() => free(blocks.swap_remove(at), block),
+                    _ => blocks.push(alloc(block)),
+                }
             }
-            let start =
-                if random.is_multiple_of(3) { HEAP.alloc_zeroed(run(pages)) } else { alloc(run(pages)) };
-            for at in (0..pages * built::PAGE_SIZE).step_by(4_096) {
-                assert!(!random.is_multiple_of(3) || start.add(at).read_volatile() == 0);
-                start.add(at).write_volatile(1);
-            }
-            live.push((start, pages));
-            if random.is_multiple_of(7) {
-                let (start, pages) = live.pop().unwrap();
-                let other = 1 + (random >> 50) as usize % 40;
-                live.push((HEAP.realloc(start, run(pages), run(other).size()), other));
-            }
-            match (random >> 33) as usize % 64 {
-                at if at < blocks.len() => free(blocks.swap_remove(at), block),
-                _ => blocks.push(alloc(block)),
-            }
+            let newest = live.last().unwrap();
+            assert!(!HARDENED || !ends(newest).into_iter().any(can_be_touched), "{newest:?}");
         }
-        let newest = live.last().unwrap();
-        assert!(!HARDENED || !ends(newest).into_iter().any(can_be_touched), "{newest:?}");
-    }
-    let touched: Vec<_> = live.iter().flat_map(ends).filter(|&end| can_be_touched(end)).collect();
-    assert_eq!(touched.is_empty(), HARDENED, "{touched:?}");
-    HEAP.check().unwrap();
+        let touched: Vec<_> = live.iter().flat_map(ends).filter(|&end| can_be_touched(end)).collect();
+        assert_eq!(touched.is_empty(), HARDENED, "{touched:?}");
+        HEAP.check().unwrap();
+    });
 }
 
 /// Whether the system can read a byte there.
@@ -334,78 +339,65 @@ fn can_be_touched(address: *const u8) -> bool {
 }
 
 #[test]
-#[allow(clippy::redundant_closure)] // its type tells the test's name
 fn between_groups_of_pages_of_blocks_there_is_one_that_cannot_be_touched() {
-    for old in cases(&[false, true]) {
-        let output = in_child(|command| system_is_old(command, old), || groups_come_and_go());
-        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
-    }
-}
-
-fn groups_come_and_go() {
-    // Pages of a class: 64 of them, some groups' worth.
-    let blocks: Vec<_> =
-        (0..64 * built::PAGE_SIZE / 1_024).map(|_| alloc(Layout::new::<[u8; 1_024]>())).collect();
-    let lowest = *blocks.iter().min().unwrap() as usize & !(16 * built::PAGE_SIZE - 1);
-    let highest = *blocks.iter().max().unwrap() as usize;
-    let guards: Vec<_> = (lowest..highest)
-        .step_by(16 * built::PAGE_SIZE)
-        .map(|group| can_be_touched((group + 15 * built::PAGE_SIZE) as *const u8))
-        .collect();
-    assert!(guards.len() >= 4);
-    assert_eq!(guards[..guards.len() - 1].iter().all(|&touched| !touched), HARDENED, "{guards:?}");
-    // SAFETY: the blocks are live.
-    blocks.iter().for_each(|&block| unsafe { free(block, Layout::new::<[u8; 1_024]>()) });
-    drop(blocks);
-    HEAP.purge();
-    // Where nothing is divided any more, there is room for a long run.
-    let used = HEAP.summary().committed_bytes;
-    // SAFETY: the run is live, and as long as that.
-    unsafe {
-        let long = alloc(run(56));
-        (0..56).for_each(|page| long.add(page * built::PAGE_SIZE).write_volatile(1));
-    }
-    assert!(HEAP.summary().committed_bytes <= used, "guards were left behind");
-    HEAP.check().unwrap();
+    on_either_system(|| {
+        // Pages of a class: 64 of them, some groups' worth.
+        let blocks: Vec<_> =
+            (0..64 * built::PAGE_SIZE / 1_024).map(|_| alloc(Layout::new::<[u8; 1_024]>())).collect();
+        let lowest = *blocks.iter().min().unwrap() as usize & !(GROUP - 1);
+        let highest = *blocks.iter().max().unwrap() as usize;
+        let guards: Vec<_> = (lowest..highest)
+            .step_by(GROUP)
+            .map(|group| can_be_touched((group + GROUP - 1) as *const u8))
+            .collect();
+        assert!(guards.len() >= 4);
+        assert_eq!(guards[..guards.len() - 1].iter().all(|&touched| !touched), HARDENED, "{guards:?}");
+        // SAFETY: the blocks are live.
+        blocks.iter().for_each(|&block| unsafe { free(block, Layout::new::<[u8; 1_024]>()) });
+        drop(blocks);
+        HEAP.purge();
+        // Where nothing is divided any more, there is room for a long run.
+        let used = HEAP.summary().committed_bytes;
+        // SAFETY: the run is live, and as long as that.
+        unsafe {
+            let long = alloc(run(56));
+            (0..56).for_each(|page| long.add(page * built::PAGE_SIZE).write_volatile(1));
+        }
+        assert!(HEAP.summary().committed_bytes <= used, "guards were left behind");
+        HEAP.check().unwrap();
+    });
 }
 
 #[test]
-#[allow(clippy::redundant_closure)] // its type tells the test's name
 fn the_last_page_of_a_group_is_a_guard_from_the_first_that_is_divided_to_the_last() {
-    for old in cases(&[false, true]) {
-        let output = in_child(|command| system_is_old(command, old), || groups_begin_and_end());
-        assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
-    }
-}
+    on_either_system(|| {
+        // Two to a page.
+        let block = Layout::new::<[u8; built::PAGE_SIZE / 2]>();
+        let mut blocks: Vec<_> = (0..4 * GROUP / block.size()).map(|_| alloc(block)).collect();
+        // The newest page is in the middle of its group, the number of which is even.
+        while !(GROUP / 4..GROUP / 2).contains(&(blocks.iter().max().unwrap().addr() % (2 * GROUP))) {
+            blocks.push(alloc(block));
+        }
+        blocks.sort_unstable();
+        let newest = *blocks.last().unwrap();
+        let its_group = newest.wrapping_sub(newest.addr() % GROUP);
+        assert_eq!(can_be_touched(its_group.wrapping_add(GROUP - 1)), !HARDENED);
 
-fn groups_begin_and_end() {
-    const GROUP: usize = 16 * built::PAGE_SIZE;
-    // Two to a page.
-    let block = Layout::new::<[u8; built::PAGE_SIZE / 2]>();
-    let mut blocks: Vec<_> = (0..4 * GROUP / block.size()).map(|_| alloc(block)).collect();
-    // The newest page is in the middle of its group, the number of which is even.
-    while !(GROUP / 4..GROUP / 2).contains(&(blocks.iter().max().unwrap().addr() % (2 * GROUP))) {
-        blocks.push(alloc(block));
-    }
-    blocks.sort_unstable();
-    let newest = *blocks.last().unwrap();
-    let its_group = newest.wrapping_sub(newest.addr() % GROUP);
-    assert_eq!(can_be_touched(its_group.wrapping_add(GROUP - 1)), !HARDENED);
-
-    // Of the groups that become free, the first is the one behind it in a pair of them; the other stays.
-    let first_free = its_group.addr() - 3 * GROUP;
-    // From above, but for one page: those next to the guards do not go last.
-    let mut freed = blocks.split_off(blocks.partition_point(|block| block.addr() < first_free));
-    freed.rotate_left(10);
-    while let Some(freed) = freed.pop() {
-        // SAFETY: the block is live.
-        unsafe { free(freed, block) };
-        HEAP.purge();
-    }
-    let pages = (newest.addr() - first_free) / built::PAGE_SIZE - 2;
-    let long = (0..100).map(|_| alloc(run(pages)).addr()).find(|&long| long >= first_free).unwrap();
-    assert_eq!(long, first_free, "a guard was left behind");
-    HEAP.check().unwrap();
+        // Of the groups that become free, the first is the one behind it in a pair of them; the other stays.
+        let first_free = its_group.addr() - 3 * GROUP;
+        // From above, but for one page: those next to the guards do not go last.
+        let mut freed = blocks.split_off(blocks.partition_point(|block| block.addr() < first_free));
+        freed.rotate_left(10);
+        while let Some(freed) = freed.pop() {
+            // SAFETY: the block is live.
+            unsafe { free(freed, block) };
+            HEAP.purge();
+        }
+        let pages = (newest.addr() - first_free) / built::PAGE_SIZE - 2;
+        let long = (0..100).map(|_| alloc(run(pages)).addr()).find(|&long| long >= first_free).unwrap();
+        assert_eq!(long, first_free, "a guard was left behind");
+        HEAP.check().unwrap();
+    });
 }
 
 #[test]
