@@ -145,13 +145,11 @@ impl<G: Geometry> Heap<G> {
         }
     }
 
-    /// Makes room behind a run that is to grow from `count` pages on, if the guard there is its own.
+    /// Makes room behind a run that is to grow from `count` pages on, if a guard is there. One that its neighbour wants, or the run
+    /// itself as it does not grow, is back once guards are settled.
     pub(super) fn open_end(&self, runs: &mut Runs, head: PageIndex, count: PageCount) {
         let end = head.plus(count);
-        let beyond = end.plus(PageCount(1));
-        let is_shared =
-            || beyond < runs.frontier() && !runs.is_free(beyond) && !self.table.tag(beyond).is_divided();
-        if self.has_guards() && self.is_guard(runs, end) && !is_shared() {
+        if self.has_guards() && self.is_guard(runs, end) {
             self.table.release_guard(runs, end);
             GUARDS.fetch_sub(1, Relaxed);
         }
