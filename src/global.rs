@@ -145,8 +145,9 @@ impl PageAllocator {
     /// or a longer one whose memory the system refuses to move: at the limit, each may be refused.
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Before anything is refused, what waits
-    /// in caches goes back, as by [`purge`](Self::purge): that takes the longer the more threads there are. The page table does not count. Each size class and shard in use has a page
-    /// at least, so with little more than a page hardly anything is served. With the feature `profile`, one page for
+    /// in caches goes back, as by [`purge`](Self::purge): that takes the longer the more threads there are. The page table
+    /// does not count. Each size class and shard in use has a page at least, so with little more than a page hardly
+    /// anything is served. With the feature `profile`, one page for
     /// each size class is in use from the beginning, for the blocks that are sampled, unless all of these would be more than a
     /// sixteenth of the limit; those without a block are given up when others are wanted, or all is purged.
     #[must_use]

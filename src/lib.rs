@@ -169,7 +169,8 @@
 //! which both imply: all that needs an operating system; without it there are heaps over given memory only
 //! ([`GlobalHeap`], [`HeapOptions::build_in`]). `allocator-api2`, `nightly`: heaps for collections. `hardened`: misuse
 //! is seen at the call, freed blocks are wiped and checked, what is handed out is random, pages that cannot be touched
-//! lie around every run and between groups of Divided pages, and freed runs wait (`heap/guards.rs`, `heap/quarantine.rs`). `profile`: a sampled profile of what is live.
+//! lie around every run and between groups of Divided pages, and freed runs wait (`heap/guards.rs`,
+//! `heap/quarantine.rs`). `profile`: a sampled profile of what is live.
 
 #![no_std]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]

@@ -48,8 +48,8 @@ impl<G: Geometry> Heap<G> {
 
     /// A run for `layout`, which `owner` is to hold.
     pub(crate) fn alloc_run(&self, owner: ComponentIndex, layout: Layout, zeroed: bool) -> *mut u8 {
-        // Memory that is not to be zeroed is there to be written, though perhaps from its beginning on only. But who asks for many zeros may mean to use only a few
-        // of them: a table that is to fill up some day.
+        // Memory that is not to be zeroed is there to be written, though perhaps from its beginning on only. But who asks
+        // for many zeros may mean to use only a few of them: a table that is to fill up some day.
         let least_advised = if zeroed { LARGE_ZEROED } else { LARGE };
         let Some((mut runs, start, count)) = self.claim_run(owner, None, layout, least_advised) else {
             return ptr::null_mut();
