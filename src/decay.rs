@@ -18,6 +18,8 @@ use crate::sync::{AtomicBool, AtomicU32, AtomicU64, shared};
 use crate::sys;
 use crate::thread_cache;
 use crate::units::PageIndex;
+#[cfg(not(feature = "hardened"))]
+use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 
@@ -83,10 +85,27 @@ pub(crate) fn passes() -> u32 {
 /// library frees with the list of its threads' stacks locked, which it locks to start one; it does not allocate so.
 #[inline]
 pub(crate) fn tick(heap: &Heap<BuildGeometry>) {
+    start_wanted_threads();
+    tick_freed(heap);
+}
+
+/// [`tick`] where a run was allocated that the thread's cache kept. To look at the clock would take as long as all else that is
+/// done there, so it is looked at as the thread's `pace` says.
+#[cfg(not(feature = "hardened"))]
+#[inline]
+pub(crate) fn tick_at(pace: &Pace, heap: &Heap<BuildGeometry>) {
+    tell_thread();
+    if pace.is_to_look() {
+        start_wanted_threads();
+        pace.note(look_at_clock(heap));
+    }
+}
+
+#[inline]
+fn start_wanted_threads() {
     if report::is_to_start_thread() || THREAD.load(Relaxed) == WANTED {
         start_threads();
     }
-    tick_freed(heap);
 }
 
 #[cold]
@@ -101,10 +120,21 @@ fn start_threads() {
 #[inline]
 pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
     tell_thread();
+    look_at_clock(heap);
+}
+
+/// Makes a pass, or a part of one, if that is due. Returns what the clock says; 0 if nothing will be due.
+#[inline]
+fn look_at_clock(heap: &Heap<BuildGeometry>) -> u64 {
     let due = DUE.load(Relaxed);
-    if due != NEVER && sys::milliseconds() >= due {
+    if due == NEVER {
+        return 0;
+    }
+    let now = sys::milliseconds();
+    if now >= due {
         pass(heap, due);
     }
+    now
 }
 
 /// [`tick_freed`] where that went no further than the thread's cache: the clock is looked at when it leaves that, or somebody
@@ -113,6 +143,43 @@ pub(crate) fn tick_freed(heap: &Heap<BuildGeometry>) {
 #[inline]
 pub(crate) fn tick_cached() {
     tell_thread();
+}
+
+/// How often a thread looks at the clock where it may come by very often: each time, until the clock was seen to say the same for
+/// [`SKIPPED`](Self::SKIPPED) times in turn.
+#[cfg(not(feature = "hardened"))]
+pub(crate) struct Pace {
+    /// What the clock said, and how often it has said the same since.
+    said: Cell<(u64, u8)>,
+    /// Times until it is looked at again.
+    to_skip: Cell<u8>,
+}
+
+#[cfg(not(feature = "hardened"))]
+impl Pace {
+    #[allow(clippy::declare_interior_mutable_const)] // copied into each cache
+    pub(crate) const NEW: Pace = Pace { said: Cell::new((0, 0)), to_skip: Cell::new(0) };
+
+    /// Times that are skipped then. However seldom the thread comes by after that, a pass waits for no more of them.
+    const SKIPPED: u8 = 8;
+
+    #[inline]
+    fn is_to_look(&self) -> bool {
+        let to_skip = self.to_skip.get();
+        self.to_skip.set(to_skip.saturating_sub(1));
+        to_skip == 0
+    }
+
+    /// Notes what the clock says.
+    #[inline]
+    fn note(&self, now: u64) {
+        let (before, again) = self.said.get();
+        let again = if now == before { again.saturating_add(1) } else { 0 };
+        self.said.set((now, again));
+        if again >= Self::SKIPPED {
+            self.to_skip.set(Self::SKIPPED);
+        }
+    }
 }
 
 /// Has the background thread, if there is one, know that somebody came by.

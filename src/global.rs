@@ -437,7 +437,7 @@ impl PageAllocator {
     /// A block or a run, whose bytes are zero if they are to be.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+    pub(crate) fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         loop {
             let block = self.heap().map_or(ptr::null_mut(), |heap| alloc_from(heap, layout, zeroed));
             if !block.is_null() || !self.out_of_memory.is_some_and(|hook| is_to_be_tried_again(hook, layout))
@@ -552,36 +552,51 @@ pub(crate) fn alloc_sampled(layout: Layout, block: *mut u8) -> *mut u8 {
 }
 
 fn alloc_from(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
-    decay::tick(heap);
-    if profile::is_due(heap, layout.size())
-        && let Some(sampled) = profile::sample(heap, layout, zeroed)
+    let apart = alloc_apart(heap, layout, zeroed);
+    let class = BuildGeometry.class_of(layout);
+    #[cfg(not(feature = "hardened"))]
+    if class == ClassIndex::NONE
+        && apart.is_none()
+        && let Some(run) = thread_cache::take_run(heap, layout, zeroed)
     {
-        return sampled;
+        return run;
     }
-    if guarded::is_due()
-        && let Some(block) = guarded::alloc(heap, layout)
-    {
+    decay::tick(heap);
+    if let Some(block) = apart {
         return block;
     }
     let cuts = component::cuts();
-    let block = alloc_unsampled(heap, layout, zeroed);
+    let block = alloc_unsampled(heap, class, layout, zeroed);
     // Blocks that wait in caches keep their pages from everybody. Within the limit of its component, the thread has given back what
     // counts there.
     if block.is_null() && heap.may_ever_serve(layout) && component::cuts() == cuts {
         thread_cache::give_up_all(heap);
-        return alloc_unsampled(heap, layout, zeroed);
+        return alloc_unsampled(heap, class, layout, zeroed);
     }
     block
 }
 
-fn alloc_unsampled(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> *mut u8 {
-    match BuildGeometry.class_of(layout) {
+/// A sampled or a guarded block, if it is the turn of one.
+#[inline]
+fn alloc_apart(heap: &'static Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> Option<*mut u8> {
+    if profile::is_due(heap, layout.size())
+        && let Some(sampled) = profile::sample(heap, layout, zeroed)
+    {
+        return Some(sampled);
+    }
+    if guarded::is_due() { guarded::alloc(heap, layout) } else { None }
+}
+
+/// A block of `class`, or a run, that is neither sampled nor guarded.
+fn alloc_unsampled(
+    heap: &'static Heap<BuildGeometry>,
+    class: ClassIndex,
+    layout: Layout,
+    zeroed: bool,
+) -> *mut u8 {
+    match class {
         ClassIndex::NONE => {
             thread_cache::give_up_blocks(heap);
-            #[cfg(not(feature = "hardened"))]
-            if let Some(run) = thread_cache::take_run(heap, layout, zeroed) {
-                return run;
-            }
             component::run_within_limits(heap, layout, zeroed)
         }
         class => {

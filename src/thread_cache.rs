@@ -416,9 +416,14 @@ impl ThreadCache {
     /// Gives back what others have called for since the last slow path, or what was not used for a whole period.
     #[inline]
     pub(crate) fn give_up_blocks(&self, heap: &Heap<BuildGeometry>) {
-        if self.calls.get() != CALLS.load(Relaxed) || self.passes.get() != decay::passes() {
+        if self.is_to_give_up() {
             self.alone(|| self.give_up(heap));
         }
+    }
+
+    #[inline]
+    fn is_to_give_up(&self) -> bool {
+        self.calls.get() != CALLS.load(Relaxed) || self.passes.get() != decay::passes()
     }
 
     /// [`give_up_blocks`](Self::give_up_blocks) of who is [alone](Self::alone) in the cache.

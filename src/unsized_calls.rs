@@ -1,8 +1,8 @@
 //! [`PageAllocator`] for callers that know no layouts, as those of C's `malloc` and `free`: the page table knows
 //! the size of every block.
 //!
-//! `malloc` and `free` are there as a whole and as their fast halves, `malloc_cached` and `free_cached`, for callers
-//! who have something of their own to do on the slow side, such as setting `errno`.
+//! `malloc` and `free` are there as a whole and in parts, the fast `malloc_cached` and `free_cached`, and what is done `otherwise`,
+//! for callers who have something of their own to do on the slow side, such as setting `errno`.
 
 use crate::global::{PageAllocator, alloc_sampled, dealloc_run, dealloc_tagged, resize_run};
 use crate::guarded;
@@ -82,7 +82,7 @@ impl PageAllocator {
     #[inline]
     pub fn malloc(&self, size: usize) -> *mut u8 {
         let block = self.malloc_cached(size);
-        if block.is_null() { self.malloc_slow(size) } else { block }
+        if block.is_null() { self.malloc_otherwise(size) } else { block }
     }
 
     /// [`malloc`](Self::malloc) for as long as the calling thread's cache has such a block; null if it has none.
@@ -93,18 +93,25 @@ impl PageAllocator {
     /// static HEAP: PageAllocator = PageAllocator::new();
     /// let mut block = HEAP.malloc_cached(100);
     /// if block.is_null() {
-    ///     block = HEAP.malloc(100); // and whatever there is to do on the slow side
+    ///     block = HEAP.malloc_otherwise(100); // and whatever there is to do on the slow side
     /// }
     /// // SAFETY: the block is live until it is freed, and not used after that.
     /// unsafe {
     ///     if !HEAP.free_cached(block) && !HEAP.free_cached_for_others(block) {
-    ///         HEAP.free(block);
+    ///         HEAP.free_otherwise(block);
     ///     }
     /// }
     /// ```
     #[inline(always)]
     pub fn malloc_cached(&self, size: usize) -> *mut u8 {
         pop_cached(size).start
+    }
+
+    /// [`malloc`](Self::malloc) without a first look at what [`malloc_cached`](Self::malloc_cached) has just found empty.
+    #[cold]
+    #[inline(never)]
+    pub fn malloc_otherwise(&self, size: usize) -> *mut u8 {
+        layout_of(size).map_or(ptr::null_mut(), |layout| self.alloc_slow(layout, false))
     }
 
     /// [`malloc_zeroed`](Self::malloc_zeroed) for as long as the calling thread's cache has such a block; null if it has none.
@@ -206,6 +213,26 @@ impl PageAllocator {
         current().push_remote(None, ptr.addr())
     }
 
+    /// [`free`](Self::free) of a block that neither [`free_cached`](Self::free_cached) nor
+    /// [`free_cached_for_others`](Self::free_cached_for_others) has taken. Null is let pass.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[cold]
+    #[inline(never)]
+    pub unsafe fn free_otherwise(&self, ptr: *mut u8) {
+        let Some(heap) = self.heap().filter(|_| !ptr.is_null()) else { return };
+        let address = ptr.addr();
+        match heap.tag_of(address) {
+            None if guarded::holds(address) => guarded::free(address, None),
+            None => {
+                profile::forget_run(address);
+                dealloc_run(heap, address, None);
+            }
+            Some(tag) => dealloc_tagged(heap, tag, address),
+        }
+    }
+
     /// [`free`](Self::free), for a caller who knows that the block has at least `size` bytes. If it has less, the
     /// process ends.
     ///
@@ -299,35 +326,12 @@ impl PageAllocator {
 
     #[cold]
     #[inline(never)]
-    fn malloc_slow(&self, size: usize) -> *mut u8 {
-        match layout_of(size) {
-            // SAFETY: the size is not zero.
-            Some(layout) => unsafe { self.alloc(layout) },
-            None => ptr::null_mut(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
     fn free_slow(&self, ptr: *mut u8) {
-        // SAFETY: the caller's block.
-        if !ptr.is_null() && !unsafe { self.free_cached_for_others(ptr) } {
-            self.free_otherwise(ptr);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn free_otherwise(&self, ptr: *mut u8) {
-        let Some(heap) = self.heap() else { return };
-        let address = ptr.addr();
-        match heap.tag_of(address) {
-            None if guarded::holds(address) => guarded::free(address, None),
-            None => {
-                profile::forget_run(address);
-                dealloc_run(heap, address, None);
+        // SAFETY: the caller's block, or null.
+        unsafe {
+            if !self.free_cached_for_others(ptr) {
+                self.free_otherwise(ptr);
             }
-            Some(tag) => dealloc_tagged(heap, tag, address),
         }
     }
 

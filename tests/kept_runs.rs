@@ -8,6 +8,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 use std::{array, env, thread};
 
 #[path = "common/child.rs"]
@@ -268,6 +269,55 @@ fn runs_that_threads_keep_are_no_reason_to_refuse_another() {
             free(run, most);
         },
     );
+}
+
+const LARGE: Layout = Layout::new::<[u8; 64 << 20]>();
+
+/// Free pages that have memory, as many bytes as [`LARGE`] has at first.
+fn free_bytes() -> usize {
+    HEAP.stats().free.resident_bytes
+}
+
+fn purging_soon(command: &mut Command) {
+    command.env("PMA_PURGE_MS", "40").env("PMA_HUGE_PAGES", "0");
+}
+
+/// Has the thread come by often, with a run that it keeps, and frees a larger one then.
+fn free_beside_a_kept_run() {
+    want(RUN);
+    (0..1_000).for_each(|_| free(alloc(RUN), RUN));
+    let large = alloc(LARGE);
+    // SAFETY: the run is the test's, and as long.
+    unsafe { fill(large, LARGE.size(), 1) };
+    free(large, LARGE);
+    assert!(free_bytes() >= LARGE.size());
+}
+
+#[test]
+fn memory_goes_back_while_a_thread_takes_and_frees_what_it_keeps() {
+    alone(purging_soon, || {
+        free_beside_a_kept_run();
+        let start = Instant::now();
+        while free_bytes() >= LARGE.size() {
+            (0..1_000).for_each(|_| free(alloc(RUN), RUN));
+            assert!(start.elapsed() < Duration::from_secs(20));
+        }
+    });
+}
+
+#[test]
+fn memory_goes_back_soon_when_a_thread_comes_by_seldom() {
+    alone(purging_soon, || {
+        free_beside_a_kept_run();
+        (0..1_000).for_each(|_| free(alloc(RUN), RUN));
+        // Eight without a look at the clock, and a few for the passes.
+        let rests = (0..8 + 6).find(|_| {
+            thread::sleep(Duration::from_millis(60));
+            free(alloc(RUN), RUN);
+            free_bytes() < LARGE.size()
+        });
+        assert!(rests.is_some());
+    });
 }
 
 /// Runs are filled, and looked at again, while the ends of others, and of those that they were before, go back to the system as

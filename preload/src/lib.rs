@@ -98,7 +98,7 @@ pub extern "C" fn malloc(size: usize) -> *mut c_void {
 #[cold]
 #[inline(never)]
 extern "C" fn malloc_slow(size: usize) -> *mut c_void {
-    failing_with_enomem(|| HEAP.malloc(size))
+    failing_with_enomem(|| HEAP.malloc_otherwise(size))
 }
 
 /// A block of `count` times `size` bytes of zeros, aligned as by [`malloc`]. Null with `ENOMEM` if there is none.
@@ -181,7 +181,7 @@ extern "C" fn free_slow(block: *mut c_void) {
     // SAFETY: the block is null or live. To put it into the cache touches no errno.
     if !unsafe { HEAP.free_cached_for_others(block.cast()) } {
         // SAFETY: as above.
-        keeping_errno(|| unsafe { HEAP.free(block.cast()) });
+        keeping_errno(|| unsafe { HEAP.free_otherwise(block.cast()) });
     }
 }
 

@@ -172,10 +172,10 @@ type Nothrow = *const c_void;
 
 operators! {
     new {
-        _Znwm(size: usize) = HEAP.malloc_cached(size), HEAP.malloc(size);
-        _Znam(size: usize) = HEAP.malloc_cached(size), HEAP.malloc(size);
-        _ZnwmRKSt9nothrow_t(size: usize, tag: Nothrow) = HEAP.malloc_cached(size), HEAP.malloc(size);
-        _ZnamRKSt9nothrow_t(size: usize, tag: Nothrow) = HEAP.malloc_cached(size), HEAP.malloc(size);
+        _Znwm(size: usize) = HEAP.malloc_cached(size), HEAP.malloc_otherwise(size);
+        _Znam(size: usize) = HEAP.malloc_cached(size), HEAP.malloc_otherwise(size);
+        _ZnwmRKSt9nothrow_t(size: usize, tag: Nothrow) = HEAP.malloc_cached(size), HEAP.malloc_otherwise(size);
+        _ZnamRKSt9nothrow_t(size: usize, tag: Nothrow) = HEAP.malloc_cached(size), HEAP.malloc_otherwise(size);
         _ZnwmSt11align_val_t(size: usize, align: usize) = ptr::null_mut(), HEAP.malloc_aligned(size, align);
         _ZnamSt11align_val_t(size: usize, align: usize) = ptr::null_mut(), HEAP.malloc_aligned(size, align);
         _ZnwmSt11align_val_tRKSt9nothrow_t(size: usize, align: usize, tag: Nothrow) =

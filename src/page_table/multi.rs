@@ -156,16 +156,11 @@ impl<G: Geometry> PageTable<G> {
             if self.tag(head).is_divided()
                 || (*header).owner != ComponentIndex::NONE
                 || (*header).mapping != Mapping::Usual
-                || !(*header).state.exchange(State::MultiHead, State::Cached)
             {
                 return None;
             }
             let run = (*header).run;
-            if !wanted(run) {
-                (*header).state.set(State::MultiHead);
-                return None;
-            }
-            Some(run)
+            (wanted(run) && (*header).state.exchange(State::MultiHead, State::Cached)).then_some(run)
         }
     }
 

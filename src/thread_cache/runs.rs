@@ -5,6 +5,7 @@
 
 use super::registry::share;
 use super::{ThreadCache, current};
+use crate::decay::{self, Pace};
 use crate::heap::Heap;
 use crate::size_class::{BuildGeometry, Geometry};
 use crate::units::{ComponentIndex, PageCount, PageIndex};
@@ -29,6 +30,7 @@ pub(super) struct KeptRuns {
     freed: Cell<u32>,
     /// Lengths of which one was wanted after that: from then on they are kept.
     wanted: Cell<u32>,
+    pace: Pace,
 }
 
 fn bit(count: PageCount) -> u32 {
@@ -43,6 +45,7 @@ impl KeptRuns {
         pages: AtomicU32::new(0),
         freed: Cell::new(0),
         wanted: Cell::new(0),
+        pace: Pace::NEW,
     };
 
     /// Pages that are kept, as another thread may count them.
@@ -130,15 +133,17 @@ pub(crate) fn make_way(heap: &Heap<BuildGeometry>) {
     }
 }
 
-/// A run for `layout` that the calling thread kept, with zeros if they are wanted.
+/// A run for `layout` that the calling thread kept, and has not to give up, with zeros if they are wanted.
 #[inline]
 pub(crate) fn take_run(heap: &Heap<BuildGeometry>, layout: Layout, zeroed: bool) -> Option<*mut u8> {
-    let cache = keeper()?;
+    let cache = keeper().filter(|cache| !cache.is_to_give_up())?;
     let count = heap.pages_for(layout)?;
     // A power of two, which the compiler does not know.
     let fits = |head| heap.table().address_of(head) & (layout.align() - 1) == 0;
     let head = cache.alone(|| cache.kept.take(count, fits))?;
-    Some(heap.uncache_run(head, count, layout, zeroed))
+    let run = heap.uncache_run(head, count, layout, zeroed);
+    decay::tick_at(&cache.kept.pace, heap);
+    Some(run)
 }
 
 /// Keeps the run at `address`, which is being freed, if it is one that the calling thread wants; with `layout`, only if it
