@@ -18,7 +18,8 @@ static HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// The handler may allocate, but not purge: no lock is held when it is called, except, if the misuse was found while blocks
 /// were taken from the cache of another thread, the lock for doing that. The heap that was misused stands as before, but
 /// some other part of the program is out of order: it is safe to print, to reset the machine, or to jump into a debugger; it
-/// is not safe to go on. A handler that unwinds ends the process. Traps of guarded blocks are signals, and not told to it.
+/// is not safe to go on. A handler that unwinds ends the process. Traps of guarded blocks are signals, and not told to it;
+/// nor is that a signal handler allocated while its thread was inside the allocator, as locks may be held then.
 ///
 /// ```
 /// page_memory_allocator::set_fault_handler(|line| {
