@@ -325,6 +325,34 @@ fn runs_that_come_and_go_keep_their_guards_and_all_of_their_bytes() {
     });
 }
 
+/// The system makes a guard of what lies before the part, and then refuses.
+#[test]
+fn what_was_a_guard_can_be_touched_again_although_a_part_of_it_is_locked() {
+    on_either_system(|| {
+        let fill = |count: usize, pages: usize, locked: bool| {
+            let starts: Vec<_> = (0..count).map(|_| alloc(run(pages))).collect();
+            for &start in &starts {
+                // SAFETY: the run is live, and as long; to lock memory does not change it.
+                unsafe {
+                    start.write_bytes(1, run(pages).size());
+                    for middle in (0..pages).map(|page| page * built::PAGE_SIZE + built::PAGE_SIZE / 2) {
+                        if locked && libc::mlock(start.add(middle).cast(), 1) != 0 {
+                            return eprintln!("this process may lock no memory");
+                        }
+                    }
+                }
+            }
+            // SAFETY: each is freed once.
+            starts.into_iter().for_each(|start| unsafe { free(start, run(pages)) });
+            HEAP.purge();
+        };
+        fill(4, 20, true);
+        // With guards between them, and then where those were.
+        fill(40, 1, false);
+        fill(4, 20, false);
+    });
+}
+
 /// Whether the system can read a byte there.
 fn can_be_touched(address: *const u8) -> bool {
     let mut pipe = [0; 2];

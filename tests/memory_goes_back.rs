@@ -15,6 +15,7 @@ use background::becomes_true;
 use child::{assert_ended_well, in_child};
 use load::random::Random;
 use load::{free_shuffled, mixed_blocks};
+use page_memory_allocator::size_class::built;
 use page_memory_allocator::{HeapOptions, PageAllocator, SizeClasses};
 use refused::without;
 use resident::resident;
@@ -294,6 +295,42 @@ fn what_the_system_refuses_to_take_is_not_in_the_way_of_what_it_takes() {
                 before - resident().min(before) > 30 * MIB
             });
             assert!(goes_back, "{} of {before} are left", resident());
+            HEAP.check().unwrap();
+        },
+    );
+    assert_ended_well(&output);
+}
+
+/// The system takes what lies before it, and then refuses.
+#[test]
+fn blocks_beside_one_that_is_locked_can_be_handed_out_again() {
+    let output = in_child(
+        |command| _ = command.env("PMA_PURGE_MS", "never"),
+        || {
+            let bytes = os_page_size().min(built::LARGEST_CLASS / 8);
+            let layout = Layout::from_size_align(bytes, bytes).unwrap();
+            // SAFETY: the layout has a size.
+            let alloc = || unsafe { HEAP.alloc(layout) };
+            let blocks: Vec<*mut u8> = (0..20 * built::PAGE_SIZE / bytes).map(|_| alloc()).collect();
+            // SAFETY: the blocks are live, and each is freed once.
+            unsafe {
+                blocks.iter().for_each(|block| block.write_bytes(7, bytes));
+                let page = blocks
+                    .iter()
+                    .filter(|block| block.addr() % built::PAGE_SIZE == 0)
+                    .find(|page| blocks.contains(&page.wrapping_add(built::PAGE_SIZE - bytes)));
+                let page = *page.expect("most pages are full");
+                if libc::mlock(page.add(built::PAGE_SIZE / 2).cast(), 1) != 0 {
+                    return eprintln!("this process may lock no memory");
+                }
+                // The last one stays, so that the page does not become free.
+                let stays = page.add(built::PAGE_SIZE - bytes);
+                blocks.iter().filter(|&&block| block != stays).for_each(|&block| HEAP.dealloc(block, layout));
+                HEAP.purge();
+                let again: Vec<*mut u8> = (1..blocks.len()).map(|_| alloc()).collect();
+                again.iter().for_each(|&block| HEAP.dealloc(block, layout));
+                HEAP.dealloc(stays, layout);
+            }
             HEAP.check().unwrap();
         },
     );

@@ -171,7 +171,11 @@ impl<G: Geometry> Heap<G> {
         unsafe {
             if sys::guard(start, bytes) {
                 cover.store(Cover::Noted as u8, Relaxed);
-            } else if MAPPED.load(Relaxed) < MOST_MAPPED && sys::protect(start, bytes) {
+                return;
+            }
+            // It may have begun, where only a part is locked in memory.
+            sys::unguard(start, bytes);
+            if MAPPED.load(Relaxed) < MOST_MAPPED && sys::protect(start, bytes) {
                 MAPPED.fetch_add(1, Relaxed);
                 cover.store(Cover::Mapped as u8, Relaxed);
             }

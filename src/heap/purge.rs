@@ -209,6 +209,9 @@ impl<G: Geometry> Heap<G> {
             let purged = unsafe { sys::purge(self.at(page).add(start), end - start) };
             if purged {
                 divided.note_purged(start, end, grain);
+            } else {
+                // The system may have taken what lies before the locked part of it.
+                divided.note_lost(start, end);
             }
             progress.count_call(end - start, purged);
             is_done &= purged;

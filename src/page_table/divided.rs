@@ -283,6 +283,12 @@ impl<G: Geometry> DividedPage<'_, G> {
         }
     }
 
+    /// Notes that the page may have lost what it held from offset `start` to `end`, where no block is live, or some of it.
+    pub fn note_lost(&mut self, start: usize, end: usize) {
+        let first = self.table.address_of(self.page);
+        self.header.unwritten |= self.parts_of(first + start..first + end);
+    }
+
     /// Whether no block from `first` to before `end`, all below the watermark, is live.
     fn all_free(&mut self, first: usize, end: usize) -> bool {
         let bitmap = self.bitmap();
