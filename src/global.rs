@@ -138,7 +138,7 @@ impl PageAllocator {
 
     /// The most bytes that the pages in use may have together. An allocation that would need more is refused; and the free pages that
     /// keep their memory give it back, as far as the heap would else have more memory than that. Unless this
-    /// is set, the only limit is the address space: twice the machine's memory. With a limit, that is four times the limit at
+    /// is set, the only limit is the address space: twice the machine's memory and swap. With a limit, that is four times the limit at
     /// most.
     ///
     /// A run of less than 1 MiB that has to move counts twice until it is copied, as does one that shrinks to 32 KiB or less,

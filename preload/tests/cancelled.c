@@ -1,5 +1,6 @@
 /* Threads that allocate and free beside each other, and beside forks, are cancelled at pthread_testcancel() only: neither
-   malloc nor free is a cancellation point. Each counts where it ended. */
+   malloc nor free is a cancellation point. Each counts where it ended. So do those that are to be cancelled before their first
+   malloc. */
 
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -41,6 +42,19 @@ static void *work(void *argument)
 	return NULL;
 }
 
+static void *begin_cancelled(void *unused)
+{
+	(void)unused;
+	pthread_cleanup_push(count, NULL);
+	inside = 1;
+	pthread_cancel(pthread_self());
+	free(malloc(100));
+	inside = 0;
+	pthread_testcancel();
+	pthread_cleanup_pop(0);
+	return NULL;
+}
+
 static void *fork_again(void *unused)
 {
 	while (!atomic_load(&stop)) {
@@ -72,7 +86,11 @@ int main(void)
 	}
 	atomic_store(&stop, 1);
 	pthread_join(forks, NULL);
+	for (int i = 0; i < THREADS; i++) {
+		pthread_create(&threads[0], NULL, begin_cancelled, NULL);
+		pthread_join(threads[0], NULL);
+	}
 	free(held);
 	printf("%d inside, %d at pthread_testcancel\n", ended_inside, ended_at_testcancel);
-	return ended_inside != 0 || ended_at_testcancel != THREADS * ROUNDS;
+	return ended_inside != 0 || ended_at_testcancel != THREADS * (ROUNDS + 1);
 }

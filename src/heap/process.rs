@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 /// The accounts of the components of the program.
 pub(crate) static LEDGER: Ledger = Ledger::new();
 
-/// The process heap reserves so many times the machine's memory: free runs may be scattered.
+/// The process heap reserves so many times the machine's memory and swap: free runs may be scattered.
 const ARENA_TO_MEMORY: usize = 2;
 /// It reserves no more than so many times its limit: large runs lie apart, and one that grows may have to move.
 const ARENA_TO_LIMIT: usize = 4;
@@ -34,7 +34,7 @@ impl Heap<BuildGeometry> {
     /// quarters of that, as there are stacks of threads and files to map, too; where it does not grant the memory that
     /// the tables might take, so much that they take a quarter of what it grants at most.
     pub(crate) fn for_process(options: &Options) -> Option<Heap<BuildGeometry>> {
-        let wanted = match sys::physical_memory() {
+        let wanted = match sys::machine_memory() {
             0 => USUAL_RESERVATION,
             memory => memory.saturating_mul(ARENA_TO_MEMORY),
         };
@@ -111,7 +111,7 @@ mod tests {
     fn the_process_heap_keeps_to_the_parameters_of_the_build() {
         let heap = Heap::for_process(&Options::new()).expect("the system grants some address space");
         assert!(heap.reserved_bytes() <= built::ARENA_BYTES);
-        assert!(heap.reserved_bytes() <= sys::physical_memory().saturating_mul(ARENA_TO_MEMORY));
+        assert!(heap.reserved_bytes() <= sys::machine_memory().saturating_mul(ARENA_TO_MEMORY));
         assert_eq!((heap.page_size(), heap.shards), (built::PAGE_SIZE, SHARED_SHARDS));
         heap.check().expect("a new heap is in order");
     }

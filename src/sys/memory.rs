@@ -21,8 +21,8 @@ pub(crate) fn page_size() -> usize {
     size
 }
 
-/// Bytes of physical memory, or 0 if the system does not say.
-pub(crate) fn physical_memory() -> usize {
+/// Bytes of memory that all programs may have together, on the machine and swapped out; 0 if the system does not say.
+pub(crate) fn machine_memory() -> usize {
     // `sysconf` would do, but in older C libraries it opens a file through buffers that it allocates.
     let mut info = core::mem::MaybeUninit::<libc::sysinfo>::zeroed();
     // SAFETY: sysinfo writes to the struct it is given, and zeros are a valid value of it.
@@ -31,7 +31,9 @@ pub(crate) fn physical_memory() -> usize {
             return 0;
         }
         let info = info.assume_init();
-        (info.totalram as usize).saturating_mul(info.mem_unit as usize)
+        (info.totalram as usize)
+            .saturating_add(info.totalswap as usize)
+            .saturating_mul(info.mem_unit as usize)
     }
 }
 

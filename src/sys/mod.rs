@@ -15,7 +15,7 @@ pub(crate) use environment::environment;
 #[cfg(any(feature = "hardened", feature = "profile"))]
 pub(crate) use memory::map_all_zeroed;
 pub(crate) use memory::{
-    advise_huge, commit, map_over, map_zeroed, page_size, physical_memory, protect, purge, remap, reserve,
+    advise_huge, commit, machine_memory, map_over, map_zeroed, page_size, protect, purge, remap, reserve,
     unmap,
 };
 #[cfg(feature = "hardened")]
@@ -36,8 +36,9 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub(crate) fn random() -> u64 {
     let mut number = 0;
     number ^= milliseconds() ^ (&raw const number).addr() as u64;
+    // As in `sleep`: the C library's function is one in which threads are cancelled.
     // SAFETY: the number is long enough. It stays as it is if the system has none yet.
-    unsafe { libc::getrandom((&raw mut number).cast(), size_of::<u64>(), libc::GRND_NONBLOCK) };
+    unsafe { libc::syscall(libc::SYS_getrandom, &raw mut number, size_of::<u64>(), libc::GRND_NONBLOCK) };
     number
 }
 
