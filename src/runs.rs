@@ -158,6 +158,11 @@ impl<'s> Runs<'s> {
         self.dense.find(count.0, |word| self.words[word].free_and_dense())
     }
 
+    /// [`find`](Self::find) for a run that begins at `from` or behind it.
+    pub fn find_from(&self, from: PageIndex, count: PageCount) -> Option<PageIndex> {
+        self.dense.find_from(from, count.0, |word| self.words[word].free_and_dense())
+    }
+
     /// The lowest run of `count` free pages that are [sparse](Self::make_sparse), not yet claimed.
     pub fn find_sparse(&self, count: PageCount) -> Option<PageIndex> {
         if self.sparse_pages.0 == 0 {
@@ -488,6 +493,35 @@ mod tests {
         let capacity = PageCount(capacity);
         let (words, nodes) = Runs::words_and_summaries(capacity);
         Runs::new(capacity, vec![Word::default(); words].leak(), vec![Summary::default(); nodes].leak())
+    }
+
+    #[test]
+    fn a_run_is_found_from_any_page_on() {
+        const PAGES: u32 = 64 * 8 * 8 * 2 + 100;
+        let mut runs = runs(PAGES);
+        runs.grow(PageCount(PAGES));
+        let mut seed = 7u32;
+        let mut below = |bound: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) % bound
+        };
+        let mut page = 0;
+        while page < PAGES {
+            let free = if below(20) == 0 { below(700) } else { below(9) };
+            let taken = 1 + if below(30) == 0 { below(1500) } else { below(3) };
+            page += free;
+            if page < PAGES {
+                runs.claim(PageIndex(page), PageCount(taken.min(PAGES - page)));
+            }
+            page += taken;
+        }
+        for _ in 0..4000 {
+            let (from, count) = (below(PAGES + 70), 1 + if below(2) == 0 { below(8) } else { below(800) });
+            let slow = (from..PAGES)
+                .find(|&page| runs.free_from(PageIndex(page), PageCount(count)).0 == count)
+                .map(PageIndex);
+            assert_eq!(runs.find_from(PageIndex(from), PageCount(count)), slow, "{count} from {from}");
+        }
     }
 
     /// Before, action, after: a picture a page, `.` free and `#` in use.

@@ -335,6 +335,30 @@ fn many_zeroed_tables_of_which_little_is_used_stay_small() {
     assert_ended_well(&output);
 }
 
+/// A run aligned to its own length fits into the place that one has left, and nowhere before it.
+#[test]
+fn an_aligned_run_takes_the_place_of_another_whatever_is_free_below() {
+    const PAGE: usize = 64 << 10;
+    let heap = HeapOptions::new().capacity(64 * MIB).page_size(PAGE).build().unwrap();
+    let aligned = Layout::from_size_align(MIB, MIB).unwrap();
+    let alloc = |layout| {
+        let run = heap.alloc(layout);
+        assert!(!run.is_null());
+        run
+    };
+    // Up to a place to align, a page short of it, and then some more to which it is none.
+    let first = alloc(layout(PAGE));
+    let before = (first.wrapping_add(PAGE).addr().wrapping_neg() % MIB).max(PAGE);
+    let fillers = [before, PAGE, MIB, PAGE].map(|bytes| alloc(layout(bytes)));
+    let runs = [(); 4].map(|()| alloc(aligned));
+    // SAFETY: the runs are live, and each is freed once.
+    unsafe {
+        heap.dealloc(fillers[2], layout(MIB));
+        heap.dealloc(runs[1], aligned);
+    }
+    assert_eq!(alloc(aligned), runs[1]);
+}
+
 #[test]
 fn a_run_that_cannot_be_served_longer_stays_as_it_is() {
     let heap = HeapOptions::new().capacity(32 * MIB).build().unwrap();

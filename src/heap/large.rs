@@ -18,6 +18,8 @@ use core::sync::atomic::Ordering::Relaxed;
 pub(super) const LARGE: usize = 2 * HUGE_PAGE;
 /// Unless more than one part in so many of their bytes would be left of their last huge page.
 const WASTED_SHARE: usize = 16;
+/// So many places that are long enough for an aligned run are looked at before one is that has room for it wherever it begins.
+const MOST_PLACES: usize = 8;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
 const LARGE_ZEROED: usize = 16 << 20;
 
@@ -237,6 +239,10 @@ impl<G: Geometry> Heap<G> {
         {
             return Some(lowest);
         }
+        // An aligned run that went has left just such a place, but it need not be the lowest that is long enough.
+        if !sparse && let Some(found) = self.aligned_among(runs, lowest, count, align) {
+            return Some(found);
+        }
         // Any run this much longer has an aligned one in it.
         let slack = (align >> shift).saturating_sub(1);
         let padded = PageCount(u32::try_from(count.get() + slack).ok()?);
@@ -244,6 +250,26 @@ impl<G: Geometry> Heap<G> {
         found
             .and_then(|found| self.aligned(found, align))
             .or_else(|| self.aligned_from(runs, PageIndex(0), count, align))
+    }
+
+    /// A run of `count` free dense pages whose address `align` divides, if a few of those that are as long have room for one;
+    /// `lowest` is where the first of these begins.
+    fn aligned_among(
+        &self,
+        runs: &Runs,
+        lowest: Option<PageIndex>,
+        count: PageCount,
+        align: usize,
+    ) -> Option<PageIndex> {
+        let mut lowest = lowest?;
+        for _ in 0..MOST_PLACES {
+            let start = self.aligned(lowest, align)?;
+            lowest = runs.find_from(start, count)?;
+            if lowest == start {
+                return Some(start);
+            }
+        }
+        None
     }
 
     /// The first page from `page` on whose address `align` divides, be there such a page or not; `None` if there is no such

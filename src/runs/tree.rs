@@ -153,8 +153,64 @@ impl<'s> Tree<'s> {
 
     /// The lowest run of so many ones.
     pub(super) fn find(&self, wanted: u32, word_at: impl Fn(usize) -> u64) -> Option<PageIndex> {
-        let mut level = self.height - 1;
-        let mut first = 0;
+        self.find_among(self.height - 1, 0, wanted, word_at)
+    }
+
+    /// [`find`](Self::find) that begins at `from` or behind it.
+    pub(super) fn find_from(
+        &self,
+        from: PageIndex,
+        wanted: u32,
+        word_at: impl Fn(usize) -> u64,
+    ) -> Option<PageIndex> {
+        let (word, bit) = (from.get() / WORD, from.get() % WORD);
+        if word >= self.words {
+            return None;
+        }
+        let ones = word_at(word) & (!0 << bit);
+        if Summary::of_word(ones).longest >= wanted
+            && let Some(bit) = lowest_ones(ones, wanted)
+        {
+            return Some(PageIndex((word * WORD) as u32 + bit));
+        }
+        let mut before = ones.leading_ones();
+        let (mut level, mut node) = (0, word + 1);
+        loop {
+            // Its siblings from here on; then those of its parent, from the one behind that.
+            let len = WORD << (3 * level);
+            let is_top = level == self.height - 1;
+            let end = if is_top { usize::MAX } else { node.next_multiple_of(FANOUT) };
+            while node < end.min(self.in_use(level)) {
+                let summary = self.summaries[self.levels[level] + node];
+                if before + summary.prefix >= wanted {
+                    return Some(PageIndex((node * len) as u32 - before));
+                }
+                if summary.longest >= wanted {
+                    return match level {
+                        0 => lowest_ones(word_at(node), wanted)
+                            .map(|bit| PageIndex((node * WORD) as u32 + bit)),
+                        _ => self.find_among(level - 1, node * FANOUT, wanted, word_at),
+                    };
+                }
+                before =
+                    if summary.suffix as usize == len { before + summary.suffix } else { summary.suffix };
+                node += 1;
+            }
+            if is_top {
+                return None;
+            }
+            (level, node) = (level + 1, node.div_ceil(FANOUT));
+        }
+    }
+
+    /// The lowest run of so many ones below the siblings of a node that is the first of them.
+    fn find_among(
+        &self,
+        mut level: usize,
+        mut first: usize,
+        wanted: u32,
+        word_at: impl Fn(usize) -> u64,
+    ) -> Option<PageIndex> {
         loop {
             let len = WORD << (3 * level);
             // Free pages at the end of the nodes passed so far.
