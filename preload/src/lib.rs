@@ -122,7 +122,6 @@ extern "C" fn calloc_slow(bytes: usize) -> *mut c_void {
 /// # Safety
 /// `block` is null or a live block.
 #[unsafe(no_mangle)]
-#[inline(never)] // `reallocarray` calls it by its address, which valgrind replaces
 pub unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: the caller's contract is the same.
     unsafe { resize(block, size) }
@@ -138,7 +137,7 @@ pub unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: us
     let Some(bytes) = count.checked_mul(size) else { return out_of_memory() };
     if !seen::is_beside_another() {
         // SAFETY: the caller's contract is the same.
-        return unsafe { realloc(block, bytes) };
+        return unsafe { resize(block, bytes) };
     }
     // SAFETY: what has this name has these arguments.
     unsafe {

@@ -14,7 +14,7 @@ enum { THREADS = 12, ROUNDS = 6 };
 
 static _Thread_local volatile int inside;
 static atomic_int ended_inside, ended_at_testcancel;
-static atomic_int stop;
+static atomic_int stop, cancelled;
 
 static void count(void *unused)
 {
@@ -47,8 +47,11 @@ static void *begin_cancelled(void *unused)
 	(void)unused;
 	pthread_cleanup_push(count, NULL);
 	inside = 1;
-	pthread_cancel(pthread_self());
-	free(malloc(100));
+	/* To cancel a thread allocates, too. */
+	while (!atomic_load(&cancelled))
+		;
+	void *volatile block = malloc(100);
+	free(block);
 	inside = 0;
 	pthread_testcancel();
 	pthread_cleanup_pop(0);
@@ -87,7 +90,10 @@ int main(void)
 	atomic_store(&stop, 1);
 	pthread_join(forks, NULL);
 	for (int i = 0; i < THREADS; i++) {
+		atomic_store(&cancelled, 0);
 		pthread_create(&threads[0], NULL, begin_cancelled, NULL);
+		pthread_cancel(threads[0]);
+		atomic_store(&cancelled, 1);
 		pthread_join(threads[0], NULL);
 	}
 	free(held);
