@@ -18,7 +18,8 @@ use core::sync::atomic::Ordering::Relaxed;
 pub(super) const LARGE: usize = 2 * HUGE_PAGE;
 /// Unless more than one part in so many of their bytes would be left of their last huge page.
 const WASTED_SHARE: usize = 16;
-/// So many places that are long enough for an aligned run are looked at before one is that has room for it wherever it begins.
+/// Free runs that are as long as an aligned one, of which so many are tried before a longer one is looked for, which has room for it
+/// wherever that begins.
 const MOST_PLACES: usize = 8;
 /// Runs of so many bytes that are to be zeroed, and need not be written for that, are not backed by huge pages.
 const LARGE_ZEROED: usize = 16 << 20;

@@ -276,17 +276,16 @@ impl<G: Geometry> DividedPage<'_, G> {
         for number in start / part..end / part {
             self.header.purged |= 1 << number;
         }
-        let first = self.table.address_of(self.page) + start;
-        for address in (first..first + (end - start)).step_by(self.bytes_of_part()) {
-            self.header.unwritten |= self.part_of(address);
-            self.header.zeros |= self.part_of(address);
-        }
+        self.header.zeros |= self.note_lost(start, end);
     }
 
-    /// Notes that the page may have lost what it held from offset `start` to `end`, where no block is live, or some of it.
-    pub fn note_lost(&mut self, start: usize, end: usize) {
+    /// Notes that the page may have lost what it held from offset `start` to `end`, where no block is live, or some of it. Returns
+    /// the parts that it may have been in, a bit each.
+    pub fn note_lost(&mut self, start: usize, end: usize) -> u16 {
         let first = self.table.address_of(self.page);
-        self.header.unwritten |= self.parts_of(first + start..first + end);
+        let parts = self.parts_of(first + start..first + end);
+        self.header.unwritten |= parts;
+        parts
     }
 
     /// Whether no block from `first` to before `end`, all below the watermark, is live.

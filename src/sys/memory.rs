@@ -227,7 +227,7 @@ pub(crate) unsafe fn protect(start: NonNull<u8>, bytes: usize) -> bool {
 }
 
 /// Has the system keep a note that pages cannot be touched, until [`unguard`] is called for them; their contents are lost.
-/// It costs no mapping. False if the system cannot, as before Linux 6.13, or does not.
+/// It costs no mapping. False if the system cannot, as before Linux 6.13, or does not; then some may have the note all the same.
 ///
 /// # Safety
 /// The range is committed and belongs to the caller, who does not use it meanwhile.
