@@ -59,6 +59,7 @@ impl Arena {
             sys::unmap(start.add(bytes), surplus - before);
             // Where the system uses huge pages wherever it can, too.
             sys::advise_huge(start, bytes, false);
+            sys::advise_dump(start, bytes, false);
             Some(Arena {
                 start,
                 bytes,
@@ -93,7 +94,7 @@ impl Arena {
         }
         let granted = [step.min(left), needed].into_iter().find(|&bytes| {
             // SAFETY: the range is within the reservation, and nobody uses it before it is committed.
-            unsafe { sys::commit(self.start.add(committed), bytes) }
+            unsafe { sys::commit_part(self.start, self.bytes, committed..committed + bytes) }
         })?;
         let from = committed.max(self.huge_from());
         if committed + granted > from {

@@ -164,7 +164,10 @@ impl TableMemory {
         let bytes = bytes.next_multiple_of(sys::page_size());
         let memory = TableMemory { start: sys::reserve(bytes)?, bytes, given: false };
         // SAFETY: the mapping is new.
-        unsafe { sys::advise_huge(memory.start, bytes, false) };
+        unsafe {
+            sys::advise_huge(memory.start, bytes, false);
+            sys::advise_dump(memory.start, bytes, false);
+        }
         Some(memory)
     }
 
@@ -173,7 +176,7 @@ impl TableMemory {
         let start = range.start & !(sys::page_size() - 1);
         let end = range.end.next_multiple_of(sys::page_size());
         // SAFETY: the range is within the memory; what is committed of it stays as it is.
-        self.given || start >= end || unsafe { sys::commit(self.start.add(start), end - start) }
+        self.given || start >= end || unsafe { sys::commit_part(self.start, self.bytes, start..end) }
     }
 }
 

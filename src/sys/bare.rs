@@ -5,6 +5,7 @@ mod remapped;
 pub(crate) use remapped::Remapped;
 
 use core::hint::spin_loop;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 /// Pauses of a [`sleep`] that is meant to last a microsecond: about as many on any processor.
@@ -25,11 +26,19 @@ pub(crate) fn map_zeroed(_bytes: usize) -> Option<NonNull<u8>> {
     None
 }
 
+/// There is nobody to write core files.
+///
+/// # Safety
+/// None is needed; with an operating system it is.
+pub(crate) unsafe fn advise_dump(_start: NonNull<u8>, _bytes: usize, _dump: bool) -> bool {
+    false
+}
+
 /// Nothing is reserved.
 ///
 /// # Safety
 /// None is needed; with an operating system it is.
-pub(crate) unsafe fn commit(_start: NonNull<u8>, _bytes: usize) -> bool {
+pub(crate) unsafe fn commit_part(_reserved: NonNull<u8>, _bytes: usize, _part: Range<usize>) -> bool {
     false
 }
 

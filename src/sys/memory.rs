@@ -3,6 +3,7 @@
 //! Sizes and addresses are multiples of [`page_size`].
 
 use super::{Remapped, errno};
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -70,6 +71,30 @@ fn map(bytes: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
     // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in use.
     let start = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, PRIVATE_AND_UNCOUNTED, -1, 0) };
     if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) }
+}
+
+/// Leaves memory out of core files, or not. A debugger would otherwise write all that is reserved. False if that is refused.
+///
+/// # Safety
+/// The range is reserved by [`reserve`] and belongs to the caller.
+pub(crate) unsafe fn advise_dump(start: NonNull<u8>, bytes: usize, dump: bool) -> bool {
+    let advice = if dump { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
+    // SAFETY: advice about memory of the caller, whose contents stay as they are.
+    unsafe { libc::madvise(start.as_ptr().cast(), bytes, advice) == 0 }
+}
+
+/// [`commit`]s part of a reservation that is left out of core files: that part will be in them. All of it will if the process
+/// has no mapping to spare.
+///
+/// # Safety
+/// The reservation was made by [`reserve`] and belongs to the caller, and the part lies within.
+pub(crate) unsafe fn commit_part(reserved: NonNull<u8>, bytes: usize, part: Range<usize>) -> bool {
+    // SAFETY: the reservation is the caller's.
+    unsafe {
+        let start = reserved.add(part.start);
+        let _ = advise_dump(start, part.len(), true) || advise_dump(reserved, bytes, true);
+        commit(start, part.len())
+    }
 }
 
 /// Makes reserved memory readable and writable; it reads as zeros. False if the system refuses.

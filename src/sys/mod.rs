@@ -15,8 +15,8 @@ pub(crate) use environment::environment;
 #[cfg(any(feature = "hardened", feature = "profile"))]
 pub(crate) use memory::map_all_zeroed;
 pub(crate) use memory::{
-    advise_huge, commit, machine_memory, map_over, map_zeroed, page_size, protect, purge, remap, reserve,
-    unmap,
+    advise_dump, advise_huge, commit, commit_part, machine_memory, map_over, map_zeroed, page_size, protect,
+    purge, remap, reserve, unmap,
 };
 #[cfg(feature = "hardened")]
 pub(crate) use memory::{guard, unguard};
