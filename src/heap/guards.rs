@@ -176,6 +176,8 @@ impl<G: Geometry> Heap<G> {
             // It may have begun, where only a part is locked in memory.
             sys::unguard(start, bytes);
             if MAPPED.load(Relaxed) < MOST_MAPPED && sys::protect(start, bytes) {
+                // As what is only reserved, so that the last guard and that may be one mapping.
+                sys::advise_dump(start, bytes, false);
                 MAPPED.fetch_add(1, Relaxed);
                 cover.store(Cover::Mapped as u8, Relaxed);
             }
@@ -195,7 +197,11 @@ impl<G: Geometry> Heap<G> {
                     }
                     mapped if mapped == Cover::Mapped as u8 => {
                         // SAFETY: as above.
-                        let touchable = unsafe { sys::commit(at, bytes) };
+                        let touchable = unsafe {
+                            let touchable = sys::commit(at, bytes);
+                            sys::advise_dump(at, bytes, true);
+                            touchable
+                        };
                         MAPPED.fetch_sub(usize::from(touchable), Relaxed);
                         touchable
                     }

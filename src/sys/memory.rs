@@ -51,7 +51,8 @@ pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
     Some(start)
 }
 
-/// [`map_zeroed`] for each of several lengths, made whole OS pages; all or none.
+/// [`map_zeroed`] for each of several lengths, made whole OS pages; all or none. As most of it is never written, it is left
+/// out of core files.
 #[cfg(any(feature = "hardened", feature = "profile"))]
 pub(crate) fn map_all_zeroed<const N: usize>(bytes: [usize; N]) -> Option<[NonNull<u8>; N]> {
     let bytes = bytes.map(|bytes| bytes.next_multiple_of(page_size()));
@@ -62,6 +63,8 @@ pub(crate) fn map_all_zeroed<const N: usize>(bytes: [usize; N]) -> Option<[NonNu
             mapped.iter().zip(bytes).take(part).for_each(|(&start, bytes)| unsafe { unmap(start, bytes) });
             return None;
         };
+        // SAFETY: the mapping is new.
+        unsafe { advise_dump(start, bytes[part], false) };
         mapped[part] = start;
     }
     Some(mapped)
@@ -73,10 +76,10 @@ fn map(bytes: usize, protection: libc::c_int) -> Option<NonNull<u8>> {
     if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) }
 }
 
-/// Leaves memory out of core files, or not. A debugger would otherwise write all that is reserved. False if that is refused.
+/// Leaves memory out of core files, or not. A debugger would otherwise write all that is mapped. False if that is refused.
 ///
 /// # Safety
-/// The range is reserved by [`reserve`] and belongs to the caller.
+/// The range is mapped and belongs to the caller.
 pub(crate) unsafe fn advise_dump(start: NonNull<u8>, bytes: usize, dump: bool) -> bool {
     let advice = if dump { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
     // SAFETY: advice about memory of the caller, whose contents stay as they are.
