@@ -374,11 +374,24 @@ unsafe impl GlobalAlloc for PageAllocator {
         // SAFETY: the caller vouches for the new size.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         #[cfg(not(feature = "hardened"))]
-        if let (Some(class), Some(new_class)) = (class_of(layout), class_of(new_layout))
-            && current().serves(class, ptr.addr())
-        {
-            // SAFETY: the caller's block, and what is asked of it.
-            return if class == new_class { ptr } else { unsafe { self.move_to(ptr, layout, new_layout) } };
+        if let (Some(class), Some(new_class)) = (class_of(layout), class_of(new_layout)) {
+            let cache = current();
+            if cache.serves(class, ptr.addr()) {
+                if class == new_class {
+                    return ptr;
+                }
+                let mut new = cache.pop(new_class).start;
+                if new.is_null() {
+                    // SAFETY: the caller's block, and what is asked of it.
+                    return unsafe { self.move_to(ptr, layout, new_layout) };
+                }
+                if cache.countdown.is_due(new_size) {
+                    new = alloc_sampled(new_layout, new);
+                }
+                // SAFETY: both blocks are live, and as long as their layouts; the old one is of a page that the cache serves.
+                unsafe { self.move_served(cache, class, ptr, new, layout.size().min(new_size)) };
+                return new;
+            }
         }
         // SAFETY: as above.
         unsafe { self.realloc_slow(ptr, layout, new_layout) }
@@ -421,7 +434,7 @@ impl PageAllocator {
     ///
     /// # Safety
     /// The block was allocated with `layout`. If null is returned, it still is; else it is gone.
-    #[inline]
+    #[inline(never)]
     unsafe fn move_to(&self, ptr: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
         // SAFETY: the new block differs from the old one, which is given up; both are as long as their layouts.
         unsafe {
@@ -431,6 +444,38 @@ impl PageAllocator {
                 self.dealloc(ptr, layout);
             }
             new
+        }
+    }
+
+    /// Moves `bytes` bytes to a new block, and frees the old one, of `class`, without asking again whether it is one that
+    /// `cache`, the calling thread's, [serves](ThreadCache::serves).
+    ///
+    /// # Safety
+    /// The blocks differ, are live and at least that long; the old one is gone afterwards.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(always)]
+    pub(crate) unsafe fn move_served(
+        &self,
+        cache: &ThreadCache,
+        class: ClassIndex,
+        old: *mut u8,
+        new: *mut u8,
+        bytes: usize,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { ptr::copy_nonoverlapping(old, new, bytes) };
+        if !cache.push_checked(class, old.addr()) {
+            self.dealloc_served(class, old);
+        }
+    }
+
+    /// Frees a block of `class`, of a page that the calling thread's cache serves, but has no room for.
+    #[cfg(not(feature = "hardened"))]
+    #[cold]
+    #[inline(never)]
+    fn dealloc_served(&self, class: ClassIndex, ptr: *mut u8) {
+        if let Some(heap) = self.heap() {
+            dealloc_tagged(heap, heap.tag_for_free(ptr.addr(), class), ptr.addr());
         }
     }
 

@@ -271,9 +271,9 @@ impl ThreadCache {
         self.tag_of(address) == Some(expected) || cfg!(pma_unchecked = "tag")
     }
 
-    /// Puts a block on the stack of its class, if there is room.
+    /// Puts a block of a page that the cache [serves](Self::serves) on the stack of its class, if there is room.
     #[inline(always)]
-    fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
+    pub(crate) fn push_checked(&self, class: ClassIndex, address: usize) -> bool {
         #[cfg(not(feature = "hardened"))]
         return self.local.push_warm(class, address);
         #[cfg(feature = "hardened")]

@@ -268,14 +268,23 @@ impl PageAllocator {
     pub unsafe fn realloc_unsized(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
         // With `hardened` it is asked first whether the block is live.
         #[cfg(not(feature = "hardened"))]
-        if let Some(new_class) = class_of(new_size)
-            && let Some(class) = current().class_at(ptr.addr()).filter(|&class| class != ClassIndex::NONE)
-        {
-            if class == new_class {
-                return ptr;
+        if let Some(new_class) = class_of(new_size) {
+            let cache = current();
+            if let Some(class) = cache.class_at(ptr.addr()).filter(|&class| class != ClassIndex::NONE) {
+                if class == new_class {
+                    return ptr;
+                }
+                let old_size = BuildGeometry.classes().block(class);
+                let new = self.malloc_cached(new_size);
+                // SAFETY: the caller's block, which has so many bytes; it is of a page that the cache serves. The new one is live.
+                return unsafe {
+                    if new.is_null() {
+                        return self.move_unsized(ptr, old_size, new_size);
+                    }
+                    self.move_served(cache, class, ptr, new, old_size.min(new_size));
+                    new
+                };
             }
-            // SAFETY: the caller's block, which has so many bytes.
-            return unsafe { self.move_unsized(ptr, BuildGeometry.classes().block(class), new_size) };
         }
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
         #[cfg(feature = "hardened")]

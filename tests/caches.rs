@@ -3,7 +3,8 @@
 #[cfg(not(feature = "hardened"))]
 use page_memory_allocator::size_class::built;
 use page_memory_allocator::{HeapOptions, PageAllocator};
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr;
 use std::sync::Barrier;
 use std::thread;
 
@@ -44,6 +45,49 @@ fn fill_the_cache() -> usize {
         drop((0..count).map(|_| Vec::<u8>::with_capacity(size as usize)).collect::<Vec<_>>());
     }
     HEAP.summary().cached_bytes
+}
+
+#[test]
+fn blocks_that_move_when_they_grow_are_freed_even_if_the_cache_is_full_of_them() {
+    const BLOCKS: usize = 50_000;
+    alone(|| {
+        let (small, large) = (Layout::new::<[u64; 4]>(), Layout::new::<[u64; 8]>());
+        let mut blocks = vec![ptr::null_mut::<u64>(); BLOCKS];
+        // With layouts, and by the calls that know none.
+        for unsized_too in [false, true] {
+            let before = HEAP.summary();
+            for (number, block) in blocks.iter_mut().enumerate() {
+                // SAFETY: the layout has a size, and the block is as long.
+                unsafe {
+                    *block =
+                        if unsized_too { HEAP.malloc(small.size()).cast() } else { HEAP.alloc(small).cast() };
+                    block.cast::<[usize; 4]>().write([number; 4]);
+                }
+            }
+            for block in &mut blocks {
+                let old = block.cast();
+                // SAFETY: the block is live and has that layout.
+                *block = unsafe {
+                    if unsized_too { HEAP.realloc_unsized(old, 64) } else { HEAP.realloc(old, small, 64) }
+                        .cast()
+                };
+            }
+            for (number, block) in blocks.iter().enumerate() {
+                // SAFETY: the block is live and as long.
+                assert_eq!(unsafe { block.cast::<[usize; 4]>().read() }, [number; 4]);
+            }
+            let after = HEAP.summary();
+            assert_eq!(after.live_bytes - before.live_bytes, BLOCKS * large.size());
+            assert_eq!(after.live_blocks - before.live_blocks, BLOCKS);
+            for &block in &blocks {
+                // SAFETY: the block is live, and was made one of so many bytes.
+                unsafe {
+                    if unsized_too { HEAP.free(block.cast()) } else { HEAP.dealloc(block.cast(), large) }
+                };
+            }
+            HEAP.check().expect("the table is sound");
+        }
+    });
 }
 
 // A hardened cache hands out what waits in it at random, and keeps other amounts.
