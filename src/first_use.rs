@@ -63,6 +63,7 @@ pub(crate) fn make_heap(options: &Options) -> Option<&'static Heap<BuildGeometry
     if fork::register() {
         let made = ptr::from_ref(heap).cast_mut();
         if HEAP.swap(made, Ordering::AcqRel).is_null() {
+            sys::stay_loaded();
             profile::start();
             report::start();
         }

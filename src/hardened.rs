@@ -16,7 +16,8 @@ use crate::size_class::{BuildGeometry, GRANULE, Geometry as _, SizeClasses, buil
 use crate::sys;
 use crate::units::{ClassIndex, PageIndex};
 use core::cell::Cell;
-use core::ptr;
+use core::ops::Range;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 /// Of a freed block, so many bytes are filled, and looked at when it is handed out, unless all of it is to be zeroed.
@@ -29,7 +30,10 @@ static HELD: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
 /// Most blocks in a page.
 const BYTES_PER_PAGE: usize = built::PAGE_SIZE / GRANULE;
 
-/// A byte for each page: how it is [covered](Cover).
+/// Bytes of the reservation that these begin, of which those of the pages up to the frontier are committed.
+static RESERVED: AtomicUsize = AtomicUsize::new(0);
+
+/// A byte for each page: how it is [covered](Cover). They lie behind the others.
 static COVERED: AtomicPtr<AtomicU8> = AtomicPtr::new(ptr::null_mut());
 
 /// What follows the mark in a block is looked at in words.
@@ -53,19 +57,48 @@ pub(crate) enum Cover {
 /// Makes the tables for a heap before it is published. False if the system refuses.
 pub(crate) fn prepare(heap: &Heap<BuildGeometry>, options: &Options) -> bool {
     let pages = heap.pages().get();
-    let Some([held, covered]) = sys::map_all_zeroed([pages * BYTES_PER_PAGE, pages]) else { return false };
+    let [held_bytes, covered_bytes] = [pages * BYTES_PER_PAGE, pages].map(in_os_pages);
+    let Some(held) = sys::reserve_tables(held_bytes + covered_bytes) else { return false };
+    // SAFETY: both parts lie within the reservation, which is new.
+    let (covered, committed) = unsafe {
+        let all = held_bytes + covered_bytes;
+        (held.add(held_bytes), sys::commit_part(held, all, held_bytes..all))
+    };
+    if !committed {
+        // SAFETY: nobody has it.
+        unsafe { sys::unmap(held, held_bytes + covered_bytes) };
+        return false;
+    }
+    RESERVED.store(held_bytes + covered_bytes, Relaxed);
     HELD.store(held.cast().as_ptr(), Relaxed);
     COVERED.store(covered.cast().as_ptr(), Relaxed);
     if options.zero_on_free {
         FILLED_WORDS.store(usize::MAX, Relaxed);
     }
-    true
+    commit(0..heap.frontier().get())
+}
+
+/// Has the bytes of the blocks of so many pages be there. False if the system refuses.
+pub(crate) fn commit(pages: Range<usize>) -> bool {
+    let start = pages.start * BYTES_PER_PAGE / sys::page_size() * sys::page_size();
+    let end = in_os_pages(pages.end * BYTES_PER_PAGE);
+    // SAFETY: what is committed of the reservation stays as it is.
+    start == end
+        || NonNull::new(HELD.load(Relaxed).cast())
+            .is_some_and(|held| unsafe { sys::commit_part(held, RESERVED.load(Relaxed), start..end) })
+}
+
+/// Bytes of so many in whole OS pages.
+fn in_os_pages(bytes: usize) -> usize {
+    bytes.next_multiple_of(sys::page_size())
 }
 
 /// Where the tables for the first so many pages are, in whole OS pages: start and length in bytes.
 pub(crate) fn tables_in_use(pages: usize) -> [(usize, usize); 2] {
-    let whole = |bytes: usize| bytes.next_multiple_of(sys::page_size());
-    [(HELD.load(Relaxed).addr(), whole(pages * BYTES_PER_PAGE)), (COVERED.load(Relaxed).addr(), whole(pages))]
+    [
+        (HELD.load(Relaxed).addr(), in_os_pages(pages * BYTES_PER_PAGE)),
+        (COVERED.load(Relaxed).addr(), in_os_pages(pages)),
+    ]
 }
 
 /// Bytes of the [tables](tables_in_use) for `committed` bytes of pages.
@@ -95,7 +128,7 @@ fn held(base: usize, class: ClassIndex, address: usize) -> &'static AtomicU8 {
     debug_assert!(may_begin_at(class, address));
     let page = address.wrapping_sub(base) / built::PAGE_SIZE;
     let number = SizeClasses::BUILD.divide(address % built::PAGE_SIZE, class);
-    // SAFETY: the address is in the arena, all of whose pages have as many bytes as there can be blocks.
+    // SAFETY: the address is in a Divided page, and these have as many bytes as there can be blocks.
     unsafe { &*HELD.load(Relaxed).add(page * BYTES_PER_PAGE + number) }
 }
 

@@ -162,13 +162,7 @@ struct TableMemory {
 impl TableMemory {
     fn reserve(bytes: usize) -> Option<TableMemory> {
         let bytes = bytes.next_multiple_of(sys::page_size());
-        let memory = TableMemory { start: sys::reserve(bytes)?, bytes, given: false };
-        // SAFETY: the mapping is new.
-        unsafe {
-            sys::advise_huge(memory.start, bytes, false);
-            sys::advise_dump(memory.start, bytes, false);
-        }
-        Some(memory)
+        Some(TableMemory { start: sys::reserve_tables(bytes)?, bytes, given: false })
     }
 
     /// Has a range be there, in whole OS pages. False if the system refuses.

@@ -21,6 +21,9 @@ use child::{cases, in_child, text};
 #[path = "common/mappings.rs"]
 mod mappings;
 use mappings::mappings;
+#[path = "common/resident.rs"]
+mod resident;
+use resident::resident;
 
 #[global_allocator]
 static HEAP: PageAllocator = PageAllocator::new();
@@ -426,6 +429,27 @@ fn the_last_page_of_a_group_is_a_guard_from_the_first_that_is_divided_to_the_las
         assert_eq!(long, first_free, "a guard was left behind");
         HEAP.check().unwrap();
     });
+}
+
+#[test]
+fn a_process_that_locks_its_memory_has_tables_for_what_it_uses_only() {
+    let output = in_child(
+        |_| (),
+        || {
+            // SAFETY: locking changes nothing but what is resident.
+            if unsafe { libc::mlockall(libc::MCL_CURRENT) } != 0 {
+                println!("skipped: memory may not be locked");
+                return;
+            }
+            let blocks: Vec<Vec<u8>> = (0..10_000).map(|size| vec![1; size]).collect();
+            assert!(blocks.iter().all(|block| block.iter().all(|&byte| byte == 1)));
+            let resident = resident();
+            println!("{} MiB", resident >> 20);
+            assert!(resident < 512 << 20, "{resident} bytes are resident");
+        },
+    );
+    print!("{}", text(&output.stdout));
+    assert!(output.status.success(), "{}{}", output.status, text(&output.stderr));
 }
 
 #[test]

@@ -274,6 +274,40 @@ fn are_whole(blocks: &[Vec<u8>]) -> bool {
 }
 
 #[test]
+fn a_heap_grows_without_mappings_beyond_where_it_has_huge_pages_too() {
+    succeeds(
+        |_| (),
+        || {
+            let most = fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux tells");
+            let most: usize = most.trim().parse().expect("a number");
+            if most > 300_000 {
+                println!("skipped: a process may have {most} mappings");
+                return;
+            }
+            let mut taken = Vec::with_capacity(most + 1);
+            let mut blocks = Vec::with_capacity(50_000);
+            let mut grow = |number: usize| {
+                for _ in 0..number {
+                    let mut block = Vec::new();
+                    block.try_reserve_exact(3_000).expect("there is memory");
+                    block.resize(3_000, blocks.len() as u8);
+                    blocks.push(block);
+                }
+            };
+            grow(15_000);
+            take_all_mappings(&mut taken);
+            grow(35_000);
+            for page in taken.drain(..) {
+                // SAFETY: the page was mapped for this test, and nobody uses it.
+                assert_eq!(unsafe { libc::munmap(page, 4096) }, 0);
+            }
+            assert!(are_whole(&blocks), "a block was changed");
+            HEAP.check().expect("the table is sound");
+        },
+    );
+}
+
+#[test]
 fn without_mappings_what_fits_is_served() {
     const LIMIT: usize = 64 << 20;
     succeeds(

@@ -167,8 +167,6 @@ fn a_process_that_may_write_little_memory_runs_out_and_recovers() {
     assert!(text(&output.stdout).contains("recovered"));
 }
 
-// A hardened heap has tables beside these, for all of the arena.
-#[cfg(not(feature = "hardened"))]
 #[test]
 fn what_a_process_may_write_is_for_its_blocks_and_not_for_tables() {
     const LIMIT: usize = 1 << 30;

@@ -241,6 +241,51 @@ fn a_report_that_nobody_reads_does_not_end_the_program() {
 }
 
 #[test]
+fn a_dump_longer_than_a_file_may_be_does_not_end_the_program() {
+    const LONGEST: u64 = 100;
+    let directory = directory("short");
+    let output = in_child(
+        |command| {
+            command.env(DIRECTORY, &directory);
+        },
+        || {
+            let file = fs::File::create(directory.join("dump.txt")).unwrap();
+            let limit = libc::rlimit { rlim_cur: LONGEST, rlim_max: LONGEST };
+            // SAFETY: the limit is read; standard output is this process's.
+            unsafe {
+                libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
+                assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+                assert!(libc::dup2(file.as_raw_fd(), libc::STDOUT_FILENO) >= 0);
+            }
+            HEAP.dump();
+            // The harness is to write nothing there.
+            process::exit(if file.metadata().unwrap().len() == LONGEST { 7 } else { 8 });
+        },
+    );
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn a_thread_that_is_to_be_cancelled_is_told_what_there_is() {
+    unsafe extern "C" {
+        fn pthread_cancel(thread: libc::pthread_t) -> libc::c_int;
+    }
+    let output = in_child(
+        |_| (),
+        || {
+            // SAFETY: it goes on until it comes to a function in which threads are cancelled; to end the process is none.
+            unsafe {
+                assert_eq!(pthread_cancel(libc::pthread_self()), 0);
+                let resident = HEAP.stats().resident.process_bytes;
+                libc::_exit(if resident > 0 { 7 } else { 8 });
+            }
+        },
+    );
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+}
+
+#[test]
 fn a_dump_that_is_cut_short_is_called_that() {
     let directory = directory("full");
     let output = in_child(

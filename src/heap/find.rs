@@ -243,7 +243,9 @@ impl<G: Geometry> Heap<G> {
             return true;
         }
         // It may be that the process has all the mappings that it may have.
-        let is_mixed = runs.sparse_pages().0 > 0 || self.mapped(Mapping::Advised).load(Relaxed) > 0;
+        let is_mixed = self.may_be_huge(runs.frontier())
+            || runs.sparse_pages().0 > 0
+            || self.mapped(Mapping::Advised).load(Relaxed) > 0;
         is_mixed
             && self.arena.do_without_huge_pages(runs.frontier().get() * self.page_size())
             && self.try_to_commit(runs, more)
@@ -255,7 +257,12 @@ impl<G: Geometry> Heap<G> {
         let committed = self.arena.commit(runs.frontier().get() << shift, more.bytes(shift));
         let Some(bytes) = committed else { return false };
         let added = PageCount(((bytes >> shift) as u32).min(runs.unadded().0));
-        if !self.commit_bitmaps(runs.frontier().get()..runs.frontier().plus(added).get()) {
+        let new = runs.frontier().get()..runs.frontier().plus(added).get();
+        #[cfg(feature = "hardened")]
+        if self.is_hardened() && !crate::hardened::commit(new.clone()) {
+            return false;
+        }
+        if !self.commit_bitmaps(new) {
             return false;
         }
         runs.grow(added);

@@ -21,6 +21,11 @@ pub(crate) fn reserve(_bytes: usize) -> Option<NonNull<u8>> {
     None
 }
 
+/// As little.
+pub(crate) fn reserve_tables(_bytes: usize) -> Option<NonNull<u8>> {
+    None
+}
+
 /// There is no memory to be had.
 pub(crate) fn map_zeroed(_bytes: usize) -> Option<NonNull<u8>> {
     None

@@ -1,4 +1,7 @@
 //! Files, without std and without memory of their own.
+//!
+//! The C library's functions are those in which threads are cancelled; a thread that is to be cancelled is to go on here. So
+//! the system is called without them.
 
 use super::interrupted;
 use core::ffi::CStr;
@@ -8,6 +11,25 @@ use core::mem::ManuallyDrop;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity(u64, u64);
 
+/// Opens a file, which no program that is executed has open; less than 0 if that is refused.
+fn open(path: &CStr, flags: libc::c_int, mode: libc::c_uint) -> libc::c_int {
+    let flags = flags | libc::O_CLOEXEC;
+    // SAFETY: the path ends with a zero byte.
+    unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, mode) as libc::c_int }
+}
+
+/// Reads into the beginning of `room`; less than 0 if that is refused.
+fn read_at(descriptor: libc::c_int, room: &mut [u8], offset: u64) -> isize {
+    let (start, len) = (room.as_mut_ptr(), room.len());
+    // How an offset of 64 bits is passed in words of 32 differs from processor to processor.
+    // SAFETY: the room is writable for its length.
+    #[cfg(target_pointer_width = "64")]
+    return unsafe { libc::syscall(libc::SYS_pread64, descriptor, start, len, offset) as isize };
+    // SAFETY: as above.
+    #[cfg(target_pointer_width = "32")]
+    return unsafe { libc::pread(descriptor, start.cast(), len, offset as libc::off_t) };
+}
+
 /// An open file, closed when dropped.
 #[derive(Debug)]
 pub(crate) struct File(libc::c_int);
@@ -15,15 +37,12 @@ pub(crate) struct File(libc::c_int);
 impl File {
     /// Opens a file for reading.
     pub(crate) fn open(path: &CStr) -> Option<File> {
-        // SAFETY: the path ends with a zero byte.
-        File::of(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })
+        File::of(open(path, libc::O_RDONLY, 0))
     }
 
     /// Makes a file that only its owner can read; `None` if there is one already.
     pub(crate) fn create(path: &CStr) -> Option<File> {
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
-        // SAFETY: the path ends with a zero byte.
-        File::of(unsafe { libc::open(path.as_ptr(), flags, 0o600 as libc::c_uint) })
+        File::of(open(path, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL, 0o600))
     }
 
     /// Another descriptor for standard error, which stays open when a program closes its own, as some do at their end.
@@ -63,9 +82,7 @@ impl File {
         let mut filled = 0;
         while filled < room.len() {
             let rest = &mut room[filled..];
-            let at = (offset + filled as u64) as libc::off_t;
-            // SAFETY: the rest of the room is writable for its length.
-            let read = unsafe { libc::pread(self.0, rest.as_mut_ptr().cast(), rest.len(), at) };
+            let read = read_at(self.0, rest, offset + filled as u64);
             match usize::try_from(read) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
@@ -85,6 +102,6 @@ impl File {
 impl Drop for File {
     fn drop(&mut self) {
         // SAFETY: the descriptor is the file's own.
-        unsafe { libc::close(self.0) };
+        unsafe { libc::syscall(libc::SYS_close, self.0) };
     }
 }

@@ -43,6 +43,17 @@ pub(crate) fn reserve(bytes: usize) -> Option<NonNull<u8>> {
     map(bytes, libc::PROT_NONE)
 }
 
+/// [`reserve`]s address space for tables that are [committed part by part](commit_part), without huge pages.
+pub(crate) fn reserve_tables(bytes: usize) -> Option<NonNull<u8>> {
+    let start = reserve(bytes)?;
+    // SAFETY: the mapping is new.
+    unsafe {
+        advise_huge(start, bytes, false);
+        advise_dump(start, bytes, false);
+    }
+    Some(start)
+}
+
 /// Maps memory that reads as zeros and is backed when it is first written, by no more than is written.
 pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
     let start = map(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
@@ -53,7 +64,7 @@ pub(crate) fn map_zeroed(bytes: usize) -> Option<NonNull<u8>> {
 
 /// [`map_zeroed`] for each of several lengths, made whole OS pages; all or none. As most of it is never written, it is left
 /// out of core files.
-#[cfg(any(feature = "hardened", feature = "profile"))]
+#[cfg(feature = "profile")]
 pub(crate) fn map_all_zeroed<const N: usize>(bytes: [usize; N]) -> Option<[NonNull<u8>; N]> {
     let bytes = bytes.map(|bytes| bytes.next_multiple_of(page_size()));
     let mut mapped = [NonNull::dangling(); N];
@@ -277,7 +288,7 @@ pub(crate) unsafe fn unguard(start: NonNull<u8>, bytes: usize) -> bool {
     unsafe { libc::madvise(start.as_ptr().cast(), bytes, MADV_GUARD_REMOVE) == 0 }
 }
 
-#[cfg(all(test, any(feature = "hardened", feature = "profile")))]
+#[cfg(all(test, feature = "profile"))]
 mod tests {
     use super::*;
     use std::fs;

@@ -3,6 +3,7 @@
 
 mod environment;
 pub(crate) mod file;
+mod loaded;
 mod memory;
 #[cfg(all(feature = "profile", target_arch = "x86_64", not(miri)))]
 pub(crate) mod objects;
@@ -12,11 +13,12 @@ pub(crate) mod signals;
 mod threads;
 
 pub(crate) use environment::environment;
-#[cfg(any(feature = "hardened", feature = "profile"))]
+pub(crate) use loaded::stay_loaded;
+#[cfg(feature = "profile")]
 pub(crate) use memory::map_all_zeroed;
 pub(crate) use memory::{
     advise_dump, advise_huge, commit, commit_part, machine_memory, map_over, map_zeroed, page_size, protect,
-    purge, remap, reserve, unmap,
+    purge, remap, reserve, reserve_tables, unmap,
 };
 #[cfg(feature = "hardened")]
 pub(crate) use memory::{guard, unguard};
@@ -114,11 +116,14 @@ pub(crate) fn write(stream: Stream, bytes: &[u8]) {
     write_all(stream as libc::c_int, bytes);
 }
 
-/// Writes all of `bytes` to a descriptor; false if it refuses some. No signal says that nobody reads a pipe any more: the program
-/// has written nothing.
+/// Writes all of `bytes` to a descriptor; false if it refuses some. No signal says that nobody reads a pipe any more, or that a
+/// file may not be as long: the program has written nothing.
 fn write_all(descriptor: libc::c_int, mut bytes: &[u8]) -> bool {
     signals::without(libc::SIGPIPE, || {
-        write_some(descriptor, &mut bytes);
+        signals::without(libc::SIGXFSZ, || {
+            write_some(descriptor, &mut bytes);
+            !bytes.is_empty() && errno() == libc::EFBIG
+        });
         !bytes.is_empty() && errno() == libc::EPIPE
     });
     bytes.is_empty()
