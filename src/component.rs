@@ -13,7 +13,7 @@ mod stats;
 #[cfg(feature = "profile")]
 pub(crate) use caches::sampled_run;
 pub(crate) use caches::{
-    Family, current_component, cuts, resize_run_within_limits, run_within_limits, within_limits,
+    Family, current_component, cuts, outside, resize_run_within_limits, run_within_limits, within_limits,
 };
 pub use future::InComponent;
 pub use stats::ComponentStats;

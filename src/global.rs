@@ -12,7 +12,7 @@ use crate::page_table::{Census, Tag, Violation};
 use crate::profile;
 use crate::size_class::{BuildGeometry, GRANULE, Geometry, built::CLASS_OF, last_byte};
 use crate::thread_cache::{self, ThreadCache, current};
-use crate::units::{ClassIndex, ShardIndex};
+use crate::units::{ClassIndex, ComponentIndex, ShardIndex};
 use core::alloc::{GlobalAlloc, Layout};
 use core::mem;
 use core::ptr;
@@ -142,7 +142,8 @@ impl PageAllocator {
     /// most.
     ///
     /// A run of less than 1 MiB that has to move counts twice until it is copied, as does one that shrinks to 32 KiB or less,
-    /// or a longer one whose memory the system refuses to move: at the limit, each may be refused.
+    /// or a longer one whose memory the system refuses to move; a block that shrinks may need a page more: at the limit, each
+    /// may be refused. Free pages that were never used do not count, though they have memory where huge pages reach into them.
     ///
     /// A page is in use while it holds a live block, or one that waits in a thread's cache. Before anything is refused, what waits
     /// in caches goes back, as by [`purge`](Self::purge): that takes the longer the more threads there are. The page table
@@ -383,7 +384,7 @@ unsafe impl GlobalAlloc for PageAllocator {
                 let mut new = cache.pop(new_class).start;
                 if new.is_null() {
                     // SAFETY: the caller's block, and what is asked of it.
-                    return unsafe { self.move_to(ptr, layout, new_layout) };
+                    return unsafe { self.realloc_slow(ptr, layout, new_layout) };
                 }
                 if cache.countdown.is_due(new_size) {
                     new = alloc_sampled(new_layout, new);
@@ -407,6 +408,16 @@ fn is_to_be_tried_again(hook: OutOfMemory, layout: Layout) -> bool {
 }
 
 impl PageAllocator {
+    /// The same, for what is a part of a call: the hook is asked about that as a whole.
+    pub(crate) fn without_hook(&self) -> PageAllocator {
+        PageAllocator { out_of_memory: None, ..*self }
+    }
+
+    /// What the program's hook, if there is one, says to a call that failed.
+    pub(crate) fn is_to_be_tried_again(&self, layout: Layout) -> bool {
+        self.out_of_memory.is_some_and(|hook| is_to_be_tried_again(hook, layout))
+    }
+
     /// [`realloc`](GlobalAlloc::realloc) of what no cache serves, or becomes what none does: in place if that can be.
     ///
     /// # Safety
@@ -421,13 +432,26 @@ impl PageAllocator {
             crate::hardened::expect_live(heap, BuildGeometry.class_of(layout), ptr.addr());
         }
         let resized = || heap().and_then(|heap| resize(heap, ptr.addr(), layout, new_layout));
-        if let Some(resized) = resized() {
-            return resized;
+        // What the hook frees may be room where the block is: so it is asked about the call as a whole.
+        let unhooked = self.without_hook();
+        let moved = || {
+            // SAFETY: the caller's block, and what is asked of it.
+            let moved = unsafe { unhooked.move_to(ptr, layout, new_layout) };
+            (!moved.is_null()).then_some(moved)
+        };
+        // Who gives memory up is not refused for the limit of a component: what is left then belongs to none.
+        let gives_up =
+            new_layout.size() < layout.size() && component::current_component() != ComponentIndex::NONE;
+        loop {
+            // Before it was refused to move it, what waited in caches went back: there may be room now where it is.
+            let mut done = resized().or_else(moved).or_else(resized);
+            if done.is_none() && gives_up {
+                done = component::outside(moved);
+            }
+            if done.is_some() || !self.is_to_be_tried_again(new_layout) {
+                return done.unwrap_or(ptr::null_mut());
+            }
         }
-        // SAFETY: the caller's block, and what is asked of it.
-        let moved = unsafe { self.move_to(ptr, layout, new_layout) };
-        // Before that was refused, what waited in caches went back: there may be room now where it is.
-        if moved.is_null() { resized().unwrap_or(moved) } else { moved }
     }
 
     /// Moves what is in a block to a new one, if there is one, and frees the old one.
@@ -485,8 +509,7 @@ impl PageAllocator {
     pub(crate) fn alloc_slow(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         loop {
             let block = self.heap().map_or(ptr::null_mut(), |heap| alloc_from(heap, layout, zeroed));
-            if !block.is_null() || !self.out_of_memory.is_some_and(|hook| is_to_be_tried_again(hook, layout))
-            {
+            if !block.is_null() || !self.is_to_be_tried_again(layout) {
                 return block;
             }
         }

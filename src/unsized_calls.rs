@@ -279,13 +279,23 @@ impl PageAllocator {
                 // SAFETY: the caller's block, which has so many bytes; it is of a page that the cache serves. The new one is live.
                 return unsafe {
                     if new.is_null() {
-                        return self.move_unsized(ptr, old_size, new_size);
+                        return self.realloc_unsized_slow(ptr, new_size);
                     }
                     self.move_served(cache, class, ptr, new, old_size.min(new_size));
                     new
                 };
             }
         }
+        // SAFETY: the caller's block, and what is asked of it.
+        unsafe { self.realloc_unsized_slow(ptr, new_size) }
+    }
+
+    /// [`realloc_unsized`](Self::realloc_unsized) of what no cache serves, or becomes what none has.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(never)]
+    unsafe fn realloc_unsized_slow(&self, ptr: *mut u8, new_size: usize) -> *mut u8 {
         let (Some(heap), Some(layout)) = (self.heap(), layout_of(new_size)) else { return ptr::null_mut() };
         #[cfg(feature = "hardened")]
         if let Some(tag) = heap.tag_of(ptr.addr()) {
@@ -299,13 +309,19 @@ impl PageAllocator {
             }
             class => (BuildGeometry.classes().block(class) == old_size).then_some(ptr),
         };
-        if let Some(resized) = resized() {
-            return resized;
+        // As in `realloc`. What is long enough stays where it is, if there is nothing else.
+        let unhooked = self.without_hook();
+        let moved = || {
+            // SAFETY: the caller's block, which has so many bytes.
+            let moved = unsafe { unhooked.move_unsized(ptr, old_size, new_size) };
+            (!moved.is_null()).then_some(moved)
+        };
+        loop {
+            let done = resized().or_else(moved).or_else(resized);
+            if done.is_some() || !self.is_to_be_tried_again(layout) {
+                return done.unwrap_or(ptr::null_mut());
+            }
         }
-        // SAFETY: the caller's block, which has so many bytes.
-        let moved = unsafe { self.move_unsized(ptr, old_size, new_size) };
-        // Before that was refused, what waited in caches went back: there may be room now where it is.
-        if moved.is_null() { resized().unwrap_or(moved) } else { moved }
     }
 }
 

@@ -570,6 +570,49 @@ fn threads_share_a_component() {
 }
 
 #[test]
+fn who_gives_memory_up_is_not_refused_for_a_limit() {
+    static LOWERED: Component = Component::new("of which the limit is lowered").limit(64 * MIB);
+    let output = in_child(
+        |_| (),
+        || {
+            let mut all: Vec<Vec<u8>> =
+                LOWERED.enter(|| (0..200).map(|number| vec![number as u8; 20_000]).collect());
+            let before = LOWERED.held_bytes();
+            LOWERED.set_limit(MIB);
+            LOWERED.enter(|| {
+                for block in &mut all {
+                    block.truncate(1_000);
+                    block.shrink_to_fit();
+                }
+                assert!(Vec::<u8>::new().try_reserve_exact(MIB).is_err(), "more is refused");
+            });
+            for (number, block) in all.iter().enumerate() {
+                assert!(block.capacity() == 1_000 && block.iter().all(|&byte| byte == number as u8));
+            }
+            HEAP.purge();
+            assert!(LOWERED.held_bytes() < before / 2, "{}", LOWERED.stats());
+            drop(all);
+            HEAP.check().unwrap();
+        },
+    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+}
+
+#[test]
+fn what_is_freed_outside_is_not_live_though_it_waits_to_go_home() {
+    let component = Component::new("freed outside");
+    for size in (1..=100).map(|number| number * 64) {
+        let blocks: Vec<Vec<u8>> = component.enter(|| (0..10).map(|_| vec![1u8; size]).collect());
+        let kept = component.enter(|| vec![1u8; size]);
+        // The list, too, is freed here.
+        drop(blocks);
+        let stats = component.stats();
+        // SAFETY: the block is live.
+        assert_eq!(stats.live_bytes, unsafe { HEAP.usable_size(kept.as_ptr()) }, "{size}: {stats}");
+    }
+}
+
+#[test]
 fn a_child_process_has_the_components_of_its_parent() {
     static FORKED: Component = Component::new("forked");
     let output = in_child(

@@ -4,7 +4,7 @@
 #[path = "common/child.rs"]
 mod child;
 
-use child::{in_child, text};
+use child::{cases, in_child, text};
 use page_memory_allocator::PageAllocator;
 use page_memory_allocator::size_class::built::PAGE_SIZE;
 use std::alloc::{GlobalAlloc, Layout};
@@ -184,6 +184,38 @@ fn a_hook_that_frees_something_has_the_allocation_tried_again() {
         },
     );
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn what_a_hook_frees_may_be_room_for_a_run_to_grow_where_it_is() {
+    for without_layout in cases(&[false, true]) {
+        let output = in_child(
+            |command| {
+                if without_layout {
+                    command.env("WITHOUT_LAYOUT", "1");
+                }
+            },
+            || {
+                let without_layout = std::env::var_os("WITHOUT_LAYOUT").is_some();
+                let (run, reserve) = (layout(30 * MIB), layout(16 * MIB));
+                // SAFETY: blocks are freed once, as they were allocated.
+                unsafe {
+                    let start = if without_layout { HEAP.malloc(run.size()) } else { HEAP.alloc(run) };
+                    RESERVE.store(HEAP.alloc(reserve), Relaxed);
+                    // Beside the run, the limit never allows for one so long.
+                    let grown = if without_layout {
+                        HEAP.realloc_unsized(start, 52 * MIB)
+                    } else {
+                        HEAP.realloc(start, run, 52 * MIB)
+                    };
+                    assert!(!grown.is_null());
+                    assert_eq!(CALLS.load(Relaxed), 1, "the hook frees all at once");
+                }
+                HEAP.check().unwrap();
+            },
+        );
+        assert!(output.status.success(), "{output:?}");
+    }
 }
 
 #[test]

@@ -260,12 +260,13 @@ fn tell(component: ComponentIndex, account: &Account) {
 }
 
 /// Does `work` outside all components.
-fn outside(work: impl FnOnce()) {
+pub(crate) fn outside<R>(work: impl FnOnce() -> R) -> R {
     let inside = current();
     // SAFETY: null for who was never in a component, or the family, which lives until the thread ends.
     let Some(family) = (unsafe { inside.family.get().as_ref() }) else { return work() };
     tls::set(family.main);
-    work();
+    let done = work();
     // SAFETY: `inside` was current at the start, and a thread's caches live until it ends.
     unsafe { switch_back(inside) };
+    done
 }

@@ -48,7 +48,7 @@ pub struct ComponentStats {
     pub refusals: usize,
     /// Bytes in blocks and runs that the program holds.
     pub live_bytes: usize,
-    /// Bytes in blocks that wait in the component's thread caches.
+    /// Bytes in blocks of the component that wait in thread caches, wherever they were freed.
     pub cached_bytes: usize,
     /// Pages divided into blocks of the component.
     pub divided_pages: PageCount,
@@ -74,7 +74,7 @@ fn walk(mut each: impl FnMut(ComponentStats)) {
         }
     }
     let mut cached = [0; MOST_COMPONENTS + 1];
-    thread_cache::component_totals(&mut cached);
+    thread_cache::component_totals(heap, &mut cached);
     for component in LEDGER.components() {
         let Some(account) = LEDGER.account(component) else { continue };
         let (divided_pages, multi_pages) = pages[component.0 as usize];

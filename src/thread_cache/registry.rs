@@ -252,11 +252,19 @@ pub(crate) fn totals() -> [usize; CLASS_COUNT] {
     totals
 }
 
-/// Counts the bytes of blocks that wait in the caches of each component. Threads at work may change it meanwhile.
-pub(crate) fn component_totals(bytes: &mut [usize; MOST_COMPONENTS + 1]) {
+/// Counts the bytes of blocks of each component that wait in thread caches: in its own, or, where they were freed elsewhere, to
+/// go home. Threads at work may change it meanwhile.
+pub(crate) fn component_totals(heap: &Heap<BuildGeometry>, bytes: &mut [usize; MOST_COMPONENTS + 1]) {
     for cache in registry().caches() {
         let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
         bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
+        for class in classes() {
+            cache.remote.for_each_held(class, |address| {
+                if let Some(tag) = heap.tag_of(address).filter(|tag| tag.class() == class) {
+                    bytes[tag.shard().component().0 as usize] += SizeClasses::BUILD.block(class);
+                }
+            });
+        }
     }
 }
 
