@@ -608,7 +608,11 @@ fn what_is_freed_outside_is_not_live_though_it_waits_to_go_home() {
         drop(blocks);
         let stats = component.stats();
         // SAFETY: the block is live.
-        assert_eq!(stats.live_bytes, unsafe { HEAP.usable_size(kept.as_ptr()) }, "{size}: {stats}");
+        let held = unsafe { HEAP.usable_size(kept.as_ptr()) };
+        // One that is sampled has a page of its own.
+        let is_held =
+            stats.live_bytes == held || (cfg!(feature = "profile") && stats.live_bytes == built::PAGE_SIZE);
+        assert!(is_held, "{size}: {stats}");
     }
 }
 
