@@ -27,6 +27,8 @@ pub(crate) mod sys {
     }
     const AT_REST: u32 = u32::MAX;
 
+    pub(crate) fn stay_loaded() {}
+
     /// The kernel's part in a fence in all threads. A thread that calls this between any two instructions executes a fence
     /// there if one was asked for; or later, before it comes to rest.
     pub(crate) fn between_instructions() {
