@@ -3,13 +3,14 @@
 use super::idle::take_from_all;
 use super::size::CACHE_BYTES;
 use super::stacks::classes;
-use super::{ThreadCache, current, has_heap_lock};
+use super::{ThreadCache, apart, current, has_heap_lock};
 use crate::component::Family;
 use crate::heap::{Heap, Unused};
 use crate::lock::{Guard, Lock};
 use crate::shards::MOST_COMPONENTS;
 use crate::size_class::{BuildGeometry, SizeClasses, built::CLASS_COUNT, built::SHARDS};
 use crate::sys;
+use crate::tls;
 use crate::units::{PageCount, ShardIndex};
 use core::mem;
 use core::ptr;
@@ -253,19 +254,30 @@ pub(crate) fn totals() -> [usize; CLASS_COUNT] {
 }
 
 /// Counts the bytes of blocks of each component that wait in thread caches: in its own, or, where they were freed elsewhere, to
-/// go home. Threads at work may change it meanwhile.
+/// go home. Threads at work may change it meanwhile; what waits to go home in the cache of one that is on a slow path is left out.
 pub(crate) fn component_totals(heap: &Heap<BuildGeometry>, bytes: &mut [usize; MOST_COMPONENTS + 1]) {
-    for cache in registry().caches() {
-        let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
-        bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
-        for class in classes() {
-            cache.remote.for_each_held(class, |address| {
-                if let Some(tag) = heap.tag_of(address).filter(|tag| tag.class() == class) {
-                    bytes[tag.shard().component().0 as usize] += SizeClasses::BUILD.block(class);
-                }
-            });
+    let own = tls::get();
+    apart(|| {
+        let _taker = TAKER.lock_before(has_heap_lock);
+        for cache in registry().caches() {
+            let held = classes().map(|class| cache.local.held(class) * SizeClasses::BUILD.block(class));
+            bytes[cache.shard.component().0 as usize] += held.sum::<usize>();
+            let is_own = ptr::eq(cache, own);
+            if classes().all(|class| cache.remote.held(class) == 0) || !(is_own || cache.gate.close()) {
+                continue;
+            }
+            for class in classes() {
+                cache.remote.for_each_held(class, |address| {
+                    if let Some(tag) = heap.tag_of(address).filter(|tag| tag.class() == class) {
+                        bytes[tag.shard().component().0 as usize] += SizeClasses::BUILD.block(class);
+                    }
+                });
+            }
+            if !is_own {
+                cache.gate.open();
+            }
         }
-    }
+    });
 }
 
 #[cfg(all(test, feature = "std"))]

@@ -4,7 +4,6 @@
 //! [take](super::raise) what lies at the bottom.
 
 use super::fast::{self, BOTTOM, FLAGS, LID, UNMARKED, mark};
-use super::size::USUAL_WORDS;
 use super::words::Words;
 #[cfg(feature = "hardened")]
 use crate::hardened;
@@ -247,16 +246,12 @@ impl Stacks {
         if !start.is_null() && used < len { used } else { 0 }
     }
 
-    /// Calls `each` with the blocks held, as another thread may see them: while the owner is at work they may be any words.
+    /// Calls `each` with the addresses of the blocks held. For the owner, or who has closed the gate: then the owner may push
+    /// meanwhile, and no more.
     pub(super) fn for_each_held(&self, class: ClassIndex, mut each: impl FnMut(usize)) {
-        let ((start, len), top) = (self.words(class), self.top(class).load(Relaxed));
-        let used = top.addr().wrapping_sub(start.addr()) / size_of::<usize>();
-        if start.is_null() || used >= len || len > USUAL_WORDS {
-            return;
-        }
-        for at in self.bottom(class).min(used)..used {
-            // SAFETY: what lies between two words of so short a stack is metadata, even if the two are of its old place and its new
-            // one: that is never given back to the system, and between two mappings of it lies an OS page at least.
+        let (start, bottom) = (self.words(class).0, self.bottom(class));
+        for at in bottom..bottom + self.held(class) {
+            // SAFETY: the words of the stack stay while the owner is not on a slow path, and so many of them are in use.
             each(unsafe { (*start.add(at + 1)).load(Relaxed) } & !FLAGS);
         }
     }
